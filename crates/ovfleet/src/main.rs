@@ -1,0 +1,2 @@
+//! The ovfleet daemon and command line.
+fn main() {}
