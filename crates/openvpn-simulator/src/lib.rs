@@ -1,1 +1,25 @@
-//! TBD
+//! Simulated OpenVPN servers, as seen on their management socket.
+//!
+//! A [`Daemon`] answers like OpenVPN 2.6.14 in server mode: prompts, greeting, replies, error
+//! texts, histories, status, notifications and log lines, one manager at a time. A script makes
+//! its clients come and go; a [`Population`] lets a whole crowd live on many daemons; a
+//! [`Misbehaviour`] makes a daemon hang, lie or talk nonsense. Thousands fit in one process: a
+//! daemon is one task and some kilobytes.
+//!
+//! What it does not do: no VPN, no TLS, no packets. It shares no code with the management
+//! parser, so that a misreading there cannot hide behind the same misreading here.
+//!
+//! Start with [`Daemon::builder`], then [`ClientSpec`] and [`Daemon::connect`].
+
+mod client;
+mod daemon;
+mod error;
+mod misbehaviour;
+mod owner;
+mod population;
+
+pub use client::{AfterLoss, ClientSpec, ClientState, How};
+pub use daemon::{Address, BurstReport, Daemon, DaemonBuilder, RestartSignal, Timing};
+pub use error::{ControlError, StartError};
+pub use misbehaviour::Misbehaviour;
+pub use population::Population;
