@@ -1,0 +1,1 @@
+//! The daemon's side: how OpenVPN reads a line, and what it writes.

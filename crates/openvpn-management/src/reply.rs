@@ -1,0 +1,82 @@
+//! What a daemon answers to a command.
+
+use crate::record::{
+    EchoRecord, History, LoadStats, LogRecord, Pkcs11Entry, RemoteEntry, StateRecord, Version,
+};
+use crate::status::StatusSnapshot;
+use crate::text::Text;
+
+/// How the answer to a command looks on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyForm {
+    /// Nothing at all; the command counts as answered when it is sent.
+    None,
+    /// One line, `SUCCESS:` or `ERROR:`.
+    Line,
+    /// Lines up to one that is exactly `END`, or one `ERROR:` line.
+    Block,
+    /// `SUCCESS:`, then a block.
+    LineThenBlock,
+    /// A line with the result of every target, then one with the result of all.
+    TwoLines,
+    /// That many lines without an end mark.
+    Count(u32),
+    /// A line that starts with `>`.
+    Notification,
+    /// Unknown beforehand: nothing, one line or a block. We send `pid` behind it and read up to its answer.
+    UpToSentinel,
+}
+
+/// The answer to a command, by what was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reply {
+    /// The command has no answer, or this daemon's version gives none.
+    None,
+    /// `SUCCESS: …`: the text behind it.
+    Success(Text),
+    /// Lines of free text: `help`, `test`, `net`, or a listed reply that did not have the form we know.
+    Lines(History<Text>),
+    /// `pid`.
+    Pid(u32),
+    /// `nclients`.
+    ClientCount(u64),
+    /// `load-stats`.
+    LoadStats(LoadStats),
+    /// `version`.
+    Version(Version),
+    /// `hold` asked whether the hold flag is set.
+    Hold(bool),
+    /// `verb` asked for the level.
+    Verb(u32),
+    /// `mute` asked for the level.
+    Mute(u32),
+    /// `auth-retry` asked for the mode.
+    AuthRetry(Text),
+    /// `env-filter`, asked or set.
+    EnvFilter(u32),
+    /// `state` with a history; also after `on`.
+    States(History<StateRecord>),
+    /// `log` with a history; also after `on`.
+    Log(History<LogRecord>),
+    /// `echo` with a history; also after `on`.
+    Echo(History<EchoRecord>),
+    /// `status` in any format, of a server or a client.
+    Status(Box<StatusSnapshot>),
+    /// `remote-entry-count`.
+    RemoteEntryCount(u32),
+    /// `remote-entry-get`.
+    RemoteEntries(History<RemoteEntry>),
+    /// `pkcs11-id-count`.
+    Pkcs11IdCount(u32),
+    /// `pkcs11-id-get`.
+    Pkcs11Id(Pkcs11Entry),
+}
+
+/// The daemon's refusal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("refused by the daemon: {text}")]
+pub struct Rejected {
+    /// Its words without `ERROR: `. Where the daemon gives two lines, both, with LF between.
+    pub text: Text,
+}
