@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     tonic_prost_build::configure()
         .bytes(".")
+        .extern_path(".google.rpc", "::tonic_types")
         .type_attribute(".", "#[allow(clippy::all)]")
         .compile_fds(descriptors)?;
     Ok(())
