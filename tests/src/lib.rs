@@ -1,1 +1,47 @@
-//! Test lab.
+//! The lab: real OpenVPN servers and clients on loopback, a gateway process, and the
+//! relays and clocks to look between them.
+//!
+//! Everything a scenario starts belongs to a value ([`Server`], [`Client`], [`Gateway`],
+//! [`Tap`]); dropping the value ends it, also when the test panics. When the test
+//! process itself is killed the kernel ends the children. Scenarios run in parallel:
+//! networks, ports and paths are claimed, never assumed.
+//!
+//! The lab deliberately reads what daemons write with a parser of its own
+//! ([`status`]), so that it can contradict the one under test.
+
+mod claim;
+mod client;
+mod directory;
+mod gateway;
+mod pki;
+mod poll;
+mod process;
+mod server;
+pub mod status;
+mod tap;
+
+pub use client::{Client, ClientBuilder};
+pub use gateway::{CliOutput, Gateway, GatewayConfig, InstanceConfig, run_cli};
+pub use poll::poll_until;
+pub use process::{Process, Signal};
+pub use server::{LogLine, Management, Proto, Server, ServerBuilder};
+pub use tap::{Tap, TapLine};
+
+/// Common names a certificate may carry that a text protocol could trip over.
+///
+/// All of them survive OpenVPN unchanged: it replaces control bytes only.
+pub const ODD_COMMON_NAMES: &[&str] = &[
+    "anna lena",
+    "smith, john",
+    "eve \"the\" one's",
+    r"back\slash\\twice",
+    "host:1194",
+    "a:b:c",
+    "bob,10.9.9.9:1,0,0",
+    "Jürgen Größe 東京",
+    "END",
+    "UNDEF-not",
+    "SUCCESS: pid=1",
+    ">CLIENT:DISCONNECT",
+    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+];

@@ -1,0 +1,352 @@
+//! The gateway under test, as its users run it: a process with a configuration file.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    claim::Claim,
+    directory::new_directory,
+    poll::poll_until,
+    process::{Process, Signal, mortal},
+    server::{Server, write_private},
+};
+
+/// Reading a configuration and opening a socket: this is generous.
+const READY_TIMEOUT: Duration = Duration::from_secs(15);
+/// The gateway drains for up to 10 s and ends at 30 s whatever happens.
+const STOP_TIMEOUT: Duration = Duration::from_secs(31);
+/// No command of the command line takes longer in a scenario.
+const CLI_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One `[[instance]]` of the configuration.
+#[derive(Clone, Debug)]
+pub struct InstanceConfig(toml::Table);
+
+/// The configuration of a gateway; its Unix socket and HTTP port are added at start.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    root: toml::Table,
+    instances: Vec<InstanceConfig>,
+}
+
+/// A running `ovfleet serve`.
+#[derive(Debug)]
+pub struct Gateway {
+    process: Process,
+    directory: TempDir,
+    claim: Claim,
+}
+
+/// What a run of the command line gave.
+#[derive(Clone, Debug)]
+pub struct CliOutput {
+    /// Its exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl InstanceConfig {
+    /// An instance at any address.
+    #[must_use]
+    pub fn new(name: &str, address: &str) -> Self {
+        let mut table = toml::Table::new();
+        table.insert("name".to_owned(), name.into());
+        table.insert("address".to_owned(), address.into());
+        Self(table)
+    }
+
+    /// The instance that `server` is, with its password.
+    #[must_use]
+    pub fn of(server: &Server) -> Self {
+        Self::at(server, &server.address())
+    }
+
+    /// The same, reached at another address: through a tap.
+    #[must_use]
+    pub fn at(server: &Server, address: &str) -> Self {
+        let instance = Self::new(server.name(), address);
+        match server.password_file() {
+            Some(file) => instance.set("password_file", file.display().to_string()),
+            None => instance,
+        }
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        let labels = self
+            .0
+            .entry("labels")
+            .or_insert_with(|| toml::Table::new().into());
+        if let toml::Value::Table(labels) = labels {
+            labels.insert(key.to_owned(), value.into());
+        }
+        self
+    }
+
+    /// Sets any other key.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.0.insert(key.to_owned(), value.into());
+        self
+    }
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl GatewayConfig {
+    /// A gateway called `lab` without instances.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut root = toml::Table::new();
+        root.insert("name".to_owned(), "lab".into());
+        Self {
+            root,
+            instances: Vec::new(),
+        }
+    }
+
+    /// A gateway with one instance per server.
+    #[must_use]
+    pub fn of<'a>(servers: impl IntoIterator<Item = &'a Server>) -> Self {
+        servers.into_iter().fold(Self::new(), |config, server| {
+            config.instance(InstanceConfig::of(server))
+        })
+    }
+
+    /// Adds an instance.
+    #[must_use]
+    pub fn instance(mut self, instance: InstanceConfig) -> Self {
+        self.instances.push(instance);
+        self
+    }
+
+    /// Sets any key of the root, a whole table for instance.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.root.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Starts the gateway and waits until its socket answers.
+    ///
+    /// # Errors
+    /// There is no binary, or it does not come up; its last words are in the error.
+    pub async fn start(self) -> Result<Gateway> {
+        let directory = new_directory()?;
+        let claim = Claim::take()?;
+        let config = config_path(&directory);
+        write_private(&config, &self.render(directory.path(), &claim)?)?;
+        let process = spawn(&directory)?;
+        let mut gateway = Gateway {
+            process,
+            directory,
+            claim,
+        };
+        gateway.wait_ready().await?;
+        Ok(gateway)
+    }
+
+    fn render(mut self, directory: &Path, claim: &Claim) -> Result<String> {
+        let mut listen = toml::Table::new();
+        listen.insert(
+            "grpc".to_owned(),
+            format!("unix:{}", socket_path(directory)).into(),
+        );
+        listen.insert(
+            "http".to_owned(),
+            format!("127.0.0.1:{}", http_port(claim)).into(),
+        );
+        self.root.entry("listen").or_insert_with(|| listen.into());
+        let instances: Vec<toml::Value> = self
+            .instances
+            .into_iter()
+            .map(|instance| instance.0.into())
+            .collect();
+        if !instances.is_empty() {
+            self.root.insert("instance".to_owned(), instances.into());
+        }
+        Ok(toml::to_string(&self.root)?)
+    }
+}
+
+impl Gateway {
+    /// The path of its gRPC socket.
+    #[must_use]
+    pub fn socket(&self) -> String {
+        socket_path(self.directory.path())
+    }
+
+    /// Its configuration file: to edit before a reload, or to check.
+    #[must_use]
+    pub fn config_path(&self) -> PathBuf {
+        config_path(&self.directory)
+    }
+
+    /// The port of `/metrics`, `/healthz` and `/readyz` on 127.0.0.1.
+    #[must_use]
+    pub fn http_port(&self) -> u16 {
+        http_port(&self.claim)
+    }
+
+    /// A new connection to it.
+    ///
+    /// # Errors
+    /// It does not accept one.
+    pub async fn channel(&self) -> Result<Channel> {
+        let endpoint = Endpoint::try_from(format!("unix:{}", self.socket()))?;
+        Ok(endpoint.connect().await?)
+    }
+
+    /// Runs `ovfleet ARGS` against it.
+    ///
+    /// # Errors
+    /// It cannot be run, or does not end. A failing exit code is no error.
+    pub async fn cli(&self, arguments: &[&str]) -> Result<CliOutput> {
+        let gateway = format!("unix:{}", self.socket());
+        run_cli(arguments, &[("OVFLEET_GATEWAY", &gateway)]).await
+    }
+
+    /// Runs `ovfleet ARGS -o json`, which has to succeed, and gives what it printed.
+    ///
+    /// # Errors
+    /// It fails, or prints something else than JSON.
+    pub async fn cli_json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let output = self.cli(&[arguments, &["-o", "json"]].concat()).await?;
+        ensure!(output.code == Some(0), "ovfleet {arguments:?}: {output:?}");
+        serde_json::from_str(&output.stdout).with_context(|| output.stdout.clone())
+    }
+
+    /// What it logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Sends the process `signal`.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Asks it to end (SIGTERM) and waits for that.
+    ///
+    /// # Errors
+    /// It has ended before, or does not end in its time.
+    pub async fn stop(&mut self) -> Result<ExitStatus> {
+        self.process.signal(Signal::TERM)?;
+        self.process.wait(STOP_TIMEOUT).await
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill).
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.process = spawn(&self.directory)?;
+        self.wait_ready().await
+    }
+
+    async fn wait_ready(&mut self) -> Result<()> {
+        poll_until("the gateway to answer", READY_TIMEOUT, async || {
+            self.process.expect_running()?;
+            Ok(self.channel().await.ok())
+        })
+        .await
+        .with_context(|| self.process.tail())?;
+        Ok(())
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.process.terminate(STOP_TIMEOUT);
+    }
+}
+
+/// Runs `ovfleet ARGS` with these variables in its environment, without a terminal.
+///
+/// # Errors
+/// It cannot be run, or does not end. A failing exit code is no error.
+pub async fn run_cli(arguments: &[&str], environment: &[(&str, &str)]) -> Result<CliOutput> {
+    let mut command = tokio::process::Command::from(mortal(binary()?));
+    command.args(arguments).envs(environment.iter().copied());
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(CLI_TIMEOUT, command.output())
+        .await
+        .with_context(|| format!("`ovfleet {}` did not end", arguments.join(" ")))??;
+    Ok(CliOutput {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// `ovfleet`: what `OVFLEET_BIN` says, else the one built beside this test.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("OVFLEET_BIN") {
+        return Ok(path.into());
+    }
+    // target/PROFILE/deps/scenarios-HASH
+    let test = std::env::current_exe()?;
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .context("the test has no target directory")?;
+    let path = profile.join("ovfleet");
+    ensure!(
+        path.is_file(),
+        "{} is missing: run `cargo build -p ovfleet` first, or `make test`, which does",
+        path.display(),
+    );
+    Ok(path)
+}
+
+fn spawn(directory: &TempDir) -> Result<Process> {
+    let mut command = mortal(binary()?);
+    command
+        .arg("serve")
+        .arg("--config")
+        .arg(config_path(directory));
+    command.current_dir(directory.path());
+    Process::start("the gateway", command, &directory.path().join("log"))
+}
+
+fn config_path(directory: &TempDir) -> PathBuf {
+    directory.path().join("ovfleet.toml")
+}
+
+fn socket_path(directory: &Path) -> String {
+    directory.join("ovfleet.sock").display().to_string()
+}
+
+fn http_port(claim: &Claim) -> u16 {
+    claim.management_port()
+}

@@ -1,0 +1,79 @@
+//! A small PKI: one authority per test process, leaves on demand.
+
+use std::sync::OnceLock;
+
+use anyhow::{Result, anyhow};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
+};
+
+/// A certificate and its key, PEM.
+#[derive(Clone, Debug)]
+pub(crate) struct Leaf {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+/// Signs leaves (EC P-256, as everything here).
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
+}
+
+impl Authority {
+    /// The authority of this test process.
+    pub(crate) fn get() -> Result<&'static Self> {
+        static AUTHORITY: OnceLock<Result<Authority, rcgen::Error>> = OnceLock::new();
+        AUTHORITY
+            .get_or_init(Self::new)
+            .as_ref()
+            .map_err(|error| anyhow!("cannot make the test CA: {error}"))
+    }
+
+    fn new() -> Result<Self, rcgen::Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name("Lab CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?.pem();
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            certificate,
+        })
+    }
+
+    /// The CA certificate, PEM.
+    pub(crate) fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    pub(crate) fn server(&self) -> Result<Leaf> {
+        self.sign("server", ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    /// A leaf whose common name is exactly `common_name`, as a UTF8String.
+    pub(crate) fn client(&self, common_name: &str) -> Result<Leaf> {
+        self.sign(common_name, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    fn sign(&self, common_name: &str, usage: ExtendedKeyUsagePurpose) -> Result<Leaf> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(common_name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Leaf {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+}
+
+fn name(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}

@@ -1,0 +1,35 @@
+//! Waiting for conditions.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// How long a condition that does not hold yet is left alone.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Asks `attempt` until it gives a value, and gives that value.
+///
+/// `what` completes the sentence "waiting for ...". The one place of the lab that
+/// sleeps: a scenario waits for what it needs to see, never for time.
+///
+/// # Errors
+/// The first error of `attempt`; or that `timeout` passed without a value.
+pub async fn poll_until<T>(
+    what: &str,
+    timeout: Duration,
+    mut attempt: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = attempt()
+            .await
+            .with_context(|| format!("waiting for {what}"))?
+        {
+            return Ok(value);
+        }
+        if started.elapsed() >= timeout {
+            bail!("waited {timeout:?} in vain for {what}");
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
