@@ -19,6 +19,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from importlib import resources
 
 import grpc
 from grpc_tools import protoc
@@ -29,7 +30,9 @@ DEADLINE_S = 20
 
 def generate_stubs(directory):
     files = sorted(str(path) for path in PROTO.glob("ovfleet/v1/*.proto"))
-    arguments = [f"-I{PROTO}", f"--python_out={directory}", f"--grpc_python_out={directory}"]
+    well_known = resources.files("grpc_tools") / "_proto"
+    arguments = [f"-I{PROTO}", f"-I{well_known}"]
+    arguments += [f"--python_out={directory}", f"--grpc_python_out={directory}"]
     if protoc.main(["protoc", *arguments, *files]) != 0:
         sys.exit("the contract in proto/ could not be compiled")
     sys.path.insert(0, directory)
