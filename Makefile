@@ -1,0 +1,49 @@
+# Two commands need nothing before them: `make demo` and `make test`.
+# Each sets up what is missing (see scripts/setup), and says so.
+
+# No target needs a protoc; this keeps it so.
+export PROTOC := /nonexistent
+
+CARGO ?= cargo
+# Scenarios mostly wait for daemons, so more run at once than there are cores.
+TEST_THREADS ?= 8
+# Of `make fuzz`, over all targets together.
+FUZZ_SECONDS ?= 600
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench fuzz setup clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: ## A gateway and a living fleet in one process; ARGS="--openvpn" for real daemons
+	@scripts/setup $(if $(findstring --openvpn,$(ARGS)),openvpn)
+	$(CARGO) run --locked --bin ovfleet -- demo $(ARGS)
+
+test: ## All tests: units, real OpenVPN daemons, callers in Python and JavaScript
+	@scripts/setup openvpn python node examples
+	$(CARGO) build --workspace --bins --tests --locked
+	$(CARGO) test --workspace --locked --no-fail-fast -- --test-threads $(TEST_THREADS)
+
+check: ## Everything a machine can say about the code without running it
+	@scripts/setup buf
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+	scripts/check-proto
+	scripts/check-docs
+
+bench: ## Measure, and print figures
+	@scripts/setup
+	$(CARGO) bench --workspace --locked --bench '*'
+
+fuzz: ## Fuzz the parser and the encoder for FUZZ_SECONDS (600)
+	@scripts/setup fuzz
+	scripts/fuzz $(FUZZ_SECONDS)
+
+setup: ## Install all that any target needs
+	@scripts/setup openvpn python node examples buf
+
+clean: ## Remove what was built and set up, not what apt installed
+	$(CARGO) clean
+	rm -rf tests/python/.venv tests/node/node_modules examples/typescript/node_modules scripts/node_modules
