@@ -1,1 +1,33 @@
-//! TBD
+//! One persistent session to one OpenVPN management socket.
+//!
+//! It connects, logs in, synchronises, keeps the daemon's only management slot for as long as it can, and comes back
+//! when it lost it. While attached it puts the commands of many callers on the wire one at a time and hands everything
+//! the daemon says to one [`Observer`], in the order of the wire and without a queue between.
+//!
+//! It keeps no table of clients and knows no other instance: that is the fleet's part. It never changes a daemon's
+//! `verb`, and it never pipelines: a daemon executes what it has read before it handles the next packet.
+//!
+//! - [`Session`] is the task that owns the socket; [`SessionConfig`] says how it behaves.
+//! - [`SessionHandle`] sends it commands, from any task.
+//! - [`Observation`] is what it has to tell.
+
+mod address;
+mod backoff;
+mod call;
+mod condition;
+mod config;
+mod dial;
+mod mailbox;
+mod observation;
+mod session;
+
+pub use address::{Address, AddressError};
+pub use call::{
+    Answer, Call, CallError, CallerId, Guard, GuardRefused, Lane, NotSent, OutcomeUnknown,
+};
+pub use condition::{Condition, ConditionChange};
+pub use config::{DisconnectPolicy, HoldPolicy, SessionConfig, Timings};
+pub use dial::{DIALS_PER_SECOND_MAX, DialPacer};
+pub use mailbox::{CONTROL_LANE_MAX, READ_LANE_MAX, REFRESH_WAITERS_MAX, SessionHandle};
+pub use observation::{Facts, Hint, Mode, Moment, Observation, Observer, Snapshot};
+pub use session::Session;
