@@ -1,3 +1,8 @@
 //! Whole-system scenarios: the gateway as its users run it, on real OpenVPN daemons.
 
+mod arrivals;
+mod kill;
 mod lab;
+mod outage;
+mod restart;
+mod view;

@@ -9,6 +9,7 @@
 //! The lab deliberately reads what daemons write with a parser of its own
 //! ([`status`]), so that it can contradict the one under test.
 
+pub mod api;
 mod claim;
 mod client;
 mod directory;
@@ -20,6 +21,7 @@ mod server;
 pub mod status;
 mod tap;
 
+pub use api::Api;
 pub use client::{Client, ClientBuilder};
 pub use gateway::{CliOutput, Gateway, GatewayConfig, InstanceConfig, run_cli};
 pub use poll::poll_until;

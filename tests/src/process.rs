@@ -52,6 +52,19 @@ pub(crate) fn find_program(program: &str, hint: &str) -> Result<PathBuf> {
 }
 
 impl Process {
+    /// Starts any other program a scenario needs, without keeping what it says.
+    ///
+    /// Call it on the test's own thread: the child dies with the thread.
+    ///
+    /// # Errors
+    /// It is missing, or cannot be started.
+    pub fn spawn(program: &str, arguments: &[&str]) -> Result<Self> {
+        let path = find_program(program, &format!("`apt-get install {program}`"))?;
+        let mut command = mortal(path);
+        command.args(arguments);
+        Self::start(program, command, Path::new("/dev/null"))
+    }
+
     /// Starts `command`, which [`mortal`] made, appending what it says to `log`.
     ///
     /// Call it on the test's own thread: the child dies with the thread.
