@@ -1,0 +1,387 @@
+//! `[[instance]]` and `[defaults]`: how one instance is reached and watched.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, SessionConfig};
+
+use super::{
+    address::AddressParts,
+    error::{Mistakes, Place},
+    reader::{Section, Value},
+    template::{Template, Values},
+};
+
+/// Longest name of a gateway or an instance, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+/// Longest value of a label, in bytes.
+const LABEL_VALUE_BYTES_MAX: usize = 256;
+/// Most labels of one instance.
+const LABELS_MAX: usize = 64;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+
+/// Who says that an instance exists.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum InstanceOrigin {
+    /// A configuration file.
+    File,
+    /// A discovery source.
+    Discovery,
+}
+
+/// One instance, every setting decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InstanceConfig {
+    /// Its name, unique on this gateway.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// How it is reached and watched.
+    pub session: SessionConfig,
+    /// Who says that it exists.
+    pub origin: InstanceOrigin,
+    /// Where: the table, or the discovery source.
+    pub place: Place,
+    /// Where `password_file` is written.
+    pub password_place: Option<Place>,
+}
+
+/// A string with placeholders that knows its place.
+#[derive(Clone, Debug)]
+pub(super) struct Templated {
+    template: Template,
+    key: String,
+    place: Place,
+}
+
+impl Templated {
+    pub(super) fn read(value: &Value<'_>) -> Option<Self> {
+        let template = value.parsed(Template::parse)?;
+        Some(Self {
+            template,
+            key: value.key().to_owned(),
+            place: value.place().clone(),
+        })
+    }
+
+    fn error(&self, mistakes: &Mistakes, message: impl Into<String>) {
+        mistakes.add(&self.place, &self.key, message);
+    }
+
+    fn expand(&self, values: &Values<'_>) -> Option<String> {
+        self.template.expand(values).ok()
+    }
+
+    /// The text; a placeholder without a value is a mistake.
+    fn require(&self, values: &Values<'_>, mistakes: &Mistakes) -> Option<String> {
+        self.template
+            .expand(values)
+            .map_err(|placeholder| {
+                self.error(mistakes, format!("`{placeholder}` has no value here"))
+            })
+            .ok()
+    }
+}
+
+/// The settings that `[defaults]`, `[[instance]]` and `[[discover]]` share;
+/// `None` leaves the decision to the layer below.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settings {
+    password_file: Option<Templated>,
+    labels: BTreeMap<String, Templated>,
+    hold: Option<HoldPolicy>,
+    disconnect: Option<DisconnectPolicy>,
+    log: Option<bool>,
+    bytecount: Option<Option<Duration>>,
+    status_interval: Option<Duration>,
+    clients_max: Option<usize>,
+    unresponsive_reconnect: Option<Duration>,
+}
+
+impl Settings {
+    pub(super) fn read(section: &mut Section<'_>) -> Self {
+        let hold = |text: &str| match text {
+            "release" => Ok(HoldPolicy::Release),
+            "keep" => Ok(HoldPolicy::Keep),
+            _ => Err(format!("`{text}` is neither \"release\" nor \"keep\"")),
+        };
+        let disconnect = |text: &str| match text {
+            "harmless" => Ok(DisconnectPolicy::Harmless),
+            "destructive" => Ok(DisconnectPolicy::Destructive),
+            _ => Err(format!(
+                "`{text}` is neither \"harmless\" nor \"destructive\""
+            )),
+        };
+        Self {
+            password_file: section
+                .take("password_file")
+                .and_then(|value| Templated::read(&value)),
+            labels: section
+                .take("labels")
+                .map(|value| read_labels(&value))
+                .unwrap_or_default(),
+            hold: section.take("hold").and_then(|value| value.parsed(hold)),
+            disconnect: section
+                .take("disconnect")
+                .and_then(|value| value.parsed(disconnect)),
+            log: section.take("log").and_then(|value| value.boolean()),
+            bytecount: section
+                .take("bytecount")
+                .and_then(|value| read_bytecount(&value)),
+            status_interval: section
+                .take("status_interval")
+                .and_then(|value| value.duration(SECOND..=DAY)),
+            clients_max: section
+                .take("clients_max")
+                .and_then(|value| value.count(1..=1_000_000)),
+            unresponsive_reconnect: section
+                .take("unresponsive_reconnect")
+                .and_then(|value| value.duration(30 * SECOND..=DAY)),
+        }
+    }
+
+    /// These settings, and those of `below` where these say nothing.
+    pub(super) fn over(self, below: &Self) -> Self {
+        let mut labels = below.labels.clone();
+        labels.extend(self.labels);
+        Self {
+            password_file: self.password_file.or_else(|| below.password_file.clone()),
+            labels,
+            hold: self.hold.or(below.hold),
+            disconnect: self.disconnect.or(below.disconnect),
+            log: self.log.or(below.log),
+            bytecount: self.bytecount.or(below.bytecount),
+            status_interval: self.status_interval.or(below.status_interval),
+            clients_max: self.clients_max.or(below.clients_max),
+            unresponsive_reconnect: self.unresponsive_reconnect.or(below.unresponsive_reconnect),
+        }
+    }
+
+    fn session(&self, address: Address, password_file: Option<PathBuf>) -> SessionConfig {
+        let mut session = SessionConfig::new(address);
+        session.password_file = password_file;
+        session.hold = self.hold.unwrap_or(session.hold);
+        session.disconnect = self.disconnect.unwrap_or(session.disconnect);
+        session.log = self.log.unwrap_or(session.log);
+        session.bytecount = self.bytecount.unwrap_or(session.bytecount);
+        session.status_interval = self.status_interval.unwrap_or(session.status_interval);
+        session.clients_max = self.clients_max.unwrap_or(session.clients_max);
+        let timings = &mut session.timings;
+        timings.unresponsive_reconnect = self
+            .unresponsive_reconnect
+            .unwrap_or(timings.unresponsive_reconnect);
+        session
+    }
+}
+
+/// An instance, or the pattern of many, before its placeholders are filled in.
+#[derive(Clone, Debug)]
+pub(super) struct Blueprint {
+    name: Templated,
+    /// `None` in a pattern: each seed brings its own.
+    address: Option<Templated>,
+    settings: Settings,
+}
+
+/// What a source knows of one instance.
+#[derive(Clone, Debug)]
+pub(super) struct Seed {
+    /// The address, where the blueprint has none.
+    pub(super) address: Option<Address>,
+    /// Labels; a label of the blueprint replaces one of the same name.
+    pub(super) labels: BTreeMap<String, String>,
+    /// Who says that the instance exists.
+    pub(super) origin: InstanceOrigin,
+    /// Where.
+    pub(super) place: Place,
+}
+
+impl Blueprint {
+    /// Reads an `[[instance]]`.
+    pub(super) fn read(mut section: Section<'_>, defaults: &Settings) -> Option<(Self, Seed)> {
+        let name = section
+            .require("name")
+            .and_then(|value| Templated::read(&value));
+        let address = section
+            .require("address")
+            .and_then(|value| Templated::read(&value));
+        let settings = Settings::read(&mut section).over(defaults);
+        let place = section.place().clone();
+        section.finish();
+        let seed = Seed {
+            address: None,
+            labels: BTreeMap::new(),
+            origin: InstanceOrigin::File,
+            place,
+        };
+        Some((
+            Self {
+                name: name?,
+                address: Some(address?),
+                settings,
+            },
+            seed,
+        ))
+    }
+
+    /// The pattern of a discovery source; `default` names its instances where `name` does not.
+    pub(super) fn pattern(
+        name: Option<Templated>,
+        default: Template,
+        settings: Settings,
+        place: &Place,
+    ) -> Self {
+        let name = name.unwrap_or_else(|| Templated {
+            template: default,
+            key: "discover.name".to_owned(),
+            place: place.clone(),
+        });
+        Self {
+            name,
+            address: None,
+            settings,
+        }
+    }
+
+    /// The instance that `seed` and this blueprint make; `None` after mistakes.
+    pub(super) fn build(&self, seed: Seed, mistakes: &Mistakes) -> Option<InstanceConfig> {
+        let Seed {
+            mut address,
+            mut labels,
+            origin,
+            place,
+        } = seed;
+        let mut parts = address.as_ref().map(AddressParts::of).unwrap_or_default();
+        let mut name: Option<String> = None;
+        let mut missing = self.settings.labels.clone();
+        labels.retain(|label, _| !missing.contains_key(label));
+        // The name may need a label, a label the address, the address the name:
+        // each round fills in what is known by then, until nothing changes.
+        loop {
+            let known = (name.is_some(), address.is_some(), missing.len());
+            if name.is_none() {
+                name = self.name.expand(&parts.values(None, &labels));
+            }
+            if let (None, Some(template)) = (&address, &self.address)
+                && let Some(text) = template.expand(&parts.values(name.as_deref(), &labels))
+            {
+                let parsed = text
+                    .parse()
+                    .map_err(|error| template.error(mistakes, format!("{error}")));
+                let parsed: Address = parsed.ok()?;
+                parts = AddressParts::of(&parsed);
+                address = Some(parsed);
+            }
+            let mut found = BTreeMap::new();
+            missing.retain(|label, template| {
+                let text = template.expand(&parts.values(name.as_deref(), &labels));
+                text.map(|text| found.insert(label.clone(), text)).is_none()
+            });
+            labels.extend(found);
+            if known == (name.is_some(), address.is_some(), missing.len()) {
+                break;
+            }
+        }
+        let values = parts.values(name.as_deref(), &labels);
+        for template in missing.values().chain(&self.address).chain([&self.name]) {
+            template.require(&values, mistakes)?;
+        }
+        let password_file = match &self.settings.password_file {
+            Some(template) => {
+                let directory = template.place.file.parent().unwrap_or(Path::new(""));
+                Some(directory.join(template.require(&values, mistakes)?))
+            }
+            None => None,
+        };
+        let (name, session) = (name?, self.settings.session(address?, password_file));
+        if let Err(message) = check_name(&name) {
+            self.name.error(mistakes, message);
+            return None;
+        }
+        // A label that begins with two underscores serves placeholders only, as in Prometheus.
+        labels.retain(|label, _| !label.starts_with("__"));
+        if let Err(message) = check_labels(&labels) {
+            mistakes.add(&place, "labels", message);
+            return None;
+        }
+        let password_place = self
+            .settings
+            .password_file
+            .as_ref()
+            .map(|template| template.place.clone());
+        Some(InstanceConfig {
+            name,
+            labels,
+            session,
+            origin,
+            place,
+            password_place,
+        })
+    }
+}
+
+fn read_labels(value: &Value<'_>) -> BTreeMap<String, Templated> {
+    let entries = value.entries().into_iter();
+    entries
+        .filter_map(|(label, value)| Some((label, Templated::read(&value)?)))
+        .collect()
+}
+
+#[expect(
+    clippy::option_option,
+    reason = "the outer is \"not said\", the inner \"off\""
+)]
+fn read_bytecount(value: &Value<'_>) -> Option<Option<Duration>> {
+    if value.string()? == "off" {
+        return Some(None);
+    }
+    value.duration(SECOND..=HOUR).map(Some)
+}
+
+/// What is wrong with the name of a gateway or an instance.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("the name is empty".to_owned());
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(format!(
+            "the name {name:?} is longer than {NAME_BYTES_MAX} bytes"
+        ));
+    }
+    match name
+        .chars()
+        .find(|c| *c == '/' || c.is_whitespace() || c.is_control())
+    {
+        Some(c) => Err(format!("the name {name:?} contains {c:?}")),
+        None => Ok(()),
+    }
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    if labels.len() > LABELS_MAX {
+        return Err(format!(
+            "{} labels are more than {LABELS_MAX}",
+            labels.len()
+        ));
+    }
+    for (label, text) in labels {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+        if label.is_empty() || !label.chars().all(fits) {
+            return Err(format!(
+                "{label:?} is no label: use letters, digits, `-`, `_`, `.` and `/`"
+            ));
+        }
+        if text.len() > LABEL_VALUE_BYTES_MAX || text.chars().any(char::is_control) {
+            return Err(format!(
+                "the value of label {label} is too long or has control characters"
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,500 @@
+//! Tables of configurations and what becomes of them.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use openvpn_session::{Address, DisconnectPolicy, HoldPolicy};
+use tempfile::TempDir;
+
+use super::*;
+use std::time::Duration;
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+struct Files(TempDir);
+
+impl Files {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        Self(directory)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn load(&self) -> Result<Config, ConfigErrors> {
+        Config::load(&self.path("main.toml"))
+    }
+
+    /// The errors with the directory left out, one per line.
+    fn errors(&self, found: Result<Config, ConfigErrors>) -> String {
+        let directory = format!("{}/", self.0.path().display());
+        found
+            .map(|config| format!("{config:?}"))
+            .unwrap_err()
+            .to_string()
+            .replace(&directory, "")
+    }
+}
+
+fn load(text: &str) -> Result<Config, ConfigErrors> {
+    Files::new(&[("main.toml", text)]).load()
+}
+
+fn errors(text: &str) -> String {
+    let files = Files::new(&[("main.toml", text)]);
+    files.errors(files.load())
+}
+
+/// Every key has the effect it promises; a default that moves is noticed here.
+#[test]
+fn reads_every_key() {
+    let config = load(
+        r#"
+name = "vpn1"
+state_dir = "/var/lib/ovfleet"
+[listen]
+grpc = ["unix:/run/ovfleet.sock",
+        { address = "unix:/run/o2.sock", mode = "0600", owner = "vpn", group = "12" },
+        { address = "127.0.0.1:7600", plaintext_control = true },
+        { address = "0.0.0.0:7643", tls = { cert = "gw.crt", key = "/etc/gw.key", client_ca = "ca.crt" } }]
+http = "127.0.0.1:7601"
+[journal]
+memory = "32MiB"
+events = 1000
+age = "1h"
+[limits]
+connections = 10
+streams_per_connection = 11
+streams = 12
+calls = 13
+handshakes = 14
+handshake_timeout = "1s"
+request_size = "1KiB"
+response_size = "1MiB"
+header_size = "4KiB"
+[defaults]
+status_interval = "5m"
+bytecount = "off"
+password_file = "/pw/{name}"
+labels = { region = "eu", site = "{host}" }
+[[instance]]
+name = "eu1"
+address = "tcp:vpn.example:7505"
+labels = { region = "us", port = "{port}" }
+hold = "keep"
+disconnect = "destructive"
+log = false
+clients_max = 7
+unresponsive_reconnect = "1m"
+[[instance]]
+name = "{stem}"
+address = "unix:/run/openvpn/eu2.sock"
+bytecount = "5s"
+password_file = "pw/{label.region}"
+[[discover]]
+glob = "/run/openvpn-server/*.sock"
+name = "{host}-{stem}"
+refresh = "5s"
+forget_after = "2h"
+hold = "keep"
+[[discover]]
+file = "targets/*.json"
+"#,
+    )
+    .unwrap();
+    assert_eq!(config.name, "vpn1");
+    assert_eq!(
+        config.state_dir.as_deref(),
+        Some(Path::new("/var/lib/ovfleet"))
+    );
+    let [
+        GrpcListener::Unix(plain),
+        GrpcListener::Unix(owned),
+        GrpcListener::Plaintext { control: true, .. },
+        GrpcListener::Tls {
+            files,
+            control: false,
+            ..
+        },
+    ] = &config.listen.grpc[..]
+    else {
+        panic!("{:?}", config.listen)
+    };
+    assert_eq!((plain.mode, &plain.owner), (0o660, &None));
+    assert_eq!(
+        (owned.mode, owned.owner.as_deref(), owned.group.as_deref()),
+        (0o600, Some("vpn"), Some("12"))
+    );
+    assert!(
+        files.cert.is_absolute() && files.cert.ends_with("gw.crt"),
+        "{files:?}"
+    );
+    assert_eq!(files.key, Path::new("/etc/gw.key"));
+    assert_eq!(config.listen.http, ["127.0.0.1:7601".parse().unwrap()]);
+    assert_eq!(
+        config.journal,
+        JournalLimits {
+            memory: 32 << 20,
+            events: 1000,
+            age: 60 * MINUTE
+        }
+    );
+    let limits = Limits {
+        connections: 10,
+        streams_per_connection: 11,
+        streams: 12,
+        calls: 13,
+        handshakes: 14,
+        handshake_timeout: MINUTE / 60,
+        request_size: 1 << 10,
+        response_size: 1 << 20,
+        header_size: 4 << 10,
+    };
+    assert_eq!(config.limits, limits);
+
+    let [eu1, eu2] = &config.instances[..] else {
+        panic!("{:?}", config.instances)
+    };
+    assert_eq!(eu1.name, "eu1");
+    assert_eq!(
+        eu1.session.address,
+        Address::Tcp {
+            host: "vpn.example".to_owned(),
+            port: 7505
+        }
+    );
+    let labels: Vec<_> = eu1
+        .labels
+        .iter()
+        .map(|(label, text)| format!("{label}={text}"))
+        .collect();
+    assert_eq!(labels, ["port=7505", "region=us", "site=vpn.example"]);
+    assert_eq!(
+        eu1.session.password_file.as_deref(),
+        Some(Path::new("/pw/eu1"))
+    );
+    assert_eq!(
+        (eu1.session.hold, eu1.session.disconnect),
+        (HoldPolicy::Keep, DisconnectPolicy::Destructive)
+    );
+    assert_eq!((eu1.session.log, eu1.session.clients_max), (false, 7));
+    assert_eq!(
+        (eu1.session.bytecount, eu1.session.status_interval),
+        (None, 5 * MINUTE)
+    );
+    assert_eq!(eu1.session.timings.unresponsive_reconnect, MINUTE);
+    assert_eq!((eu2.name.as_str(), eu2.place.line), ("eu2", 38));
+    assert_eq!(eu2.session.bytecount, Some(MINUTE / 12));
+    assert!(
+        eu2.session
+            .password_file
+            .as_ref()
+            .unwrap()
+            .ends_with("pw/eu")
+    );
+
+    let [sockets, targets] = &config.discover[..] else {
+        panic!("{:?}", config.discover)
+    };
+    assert_eq!(
+        sockets.source,
+        DiscoverSource::Glob("/run/openvpn-server/*.sock".into())
+    );
+    assert_eq!(
+        (sockets.refresh, sockets.forget_after),
+        (MINUTE / 12, 120 * MINUTE)
+    );
+    assert_eq!(targets.forget_after, 24 * 60 * MINUTE);
+    let found = sockets
+        .instance(
+            "unix:/run/openvpn-server/a.sock".parse().unwrap(),
+            BTreeMap::new(),
+            sockets.place.clone(),
+        )
+        .unwrap();
+    assert_eq!(found.name, format!("{}-a", address::host_name()));
+    assert_eq!(found.session.hold, HoldPolicy::Keep);
+    assert_eq!(
+        found.session.status_interval,
+        5 * MINUTE,
+        "defaults are for discovery too"
+    );
+    let labels = BTreeMap::from([
+        ("__rack".to_owned(), "7".to_owned()),
+        ("tier".to_owned(), "a".to_owned()),
+    ]);
+    let found = targets
+        .instance(
+            "tcp:10.0.0.1:7505".parse().unwrap(),
+            labels,
+            targets.place.clone(),
+        )
+        .unwrap();
+    assert_eq!(found.name, "10.0.0.1-7505");
+    assert!(
+        found.labels.contains_key("tier") && !found.labels.contains_key("__rack"),
+        "{:?}",
+        found.labels
+    );
+}
+
+/// An empty file is a gateway with its default socket, which root has in /run.
+#[test]
+fn an_empty_file_gives_the_defaults() {
+    let config = load("[listen]\nhttp = \"127.0.0.1:0\"").unwrap();
+    assert_eq!(config.name, address::host_name());
+    assert_eq!(config.limits, Limits::default());
+    let [GrpcListener::Unix(socket)] = &config.listen.grpc[..] else {
+        panic!("{:?}", config.listen)
+    };
+    assert_eq!(socket.mode, 0o660);
+}
+
+/// Whoever edits the file gets every mistake at once, with file, line and key.
+#[test]
+fn all_mistakes_are_reported_at_once_in_order() {
+    let text = r#"nmae = "a"
+state_dir = 5
+[listen]
+grpc = ["0.0.0.0:7600", { address = "127.0.0.1:1", tls = { cert = "x" } }]
+[limits]
+calls = 0
+[[instance]]
+name = "a/b"
+address = "unix:/a"
+[[instance]]
+name = "b"
+address = "/run/b"
+hold = "maybe"
+password_file = "{nmae}"
+[[instance]]
+name = "c"
+mux = []
+"#;
+    assert_eq!(
+        errors(text),
+        r#"main.toml:1: nmae: unknown key; known here: defaults, discover, include, instance, journal, limits, listen, name, state_dir
+main.toml:2: state_dir: must be a string, not a whole number
+main.toml:4: listen.grpc: 0.0.0.0:7600 would be plaintext beyond loopback: add tls = { cert, key, client_ca }
+main.toml:4: listen.grpc.tls.key: this key is required
+main.toml:6: limits.calls: must be between 1 and 1000000
+main.toml:8: instance.name: the name "a/b" contains '/'
+main.toml:12: instance.address: "/run/b" does not begin with unix: or tcp:
+main.toml:13: instance.hold: `maybe` is neither "release" nor "keep"
+main.toml:14: instance.password_file: unknown placeholder `{nmae}`: known are {name}, {host}, {stem}, {port} and {label.x}
+main.toml:15: instance.address: this key is required
+main.toml:17: instance.mux: unknown key; known here: address, bytecount, clients_max, disconnect, hold, labels, log, name, password_file, status_interval, unresponsive_reconnect"#
+    );
+}
+
+/// Single mistakes, each with the words that help.
+#[test]
+fn mistakes_are_explained() {
+    let table = [
+        (
+            "name = \"a b\"",
+            "main.toml:1: name: the name \"a b\" contains ' '",
+        ),
+        (
+            "[instance]\nname = \"a\"",
+            "main.toml:1: instance: must be an array of tables: write [[instance]]",
+        ),
+        (
+            "[journal]\nmemory = \"64MB\"",
+            "main.toml:2: journal.memory: `64MB` is not a size: write a whole number and B, KiB, MiB or GiB, such as \"64MiB\"",
+        ),
+        (
+            "[defaults]\nstatus_interval = \"60\"",
+            "main.toml:2: defaults.status_interval: `60` is not a duration: write a whole number and ms, s, m, h or d, such as \"5s\"",
+        ),
+        (
+            "[defaults]\nstatus_interval = \"10ms\"",
+            "main.toml:2: defaults.status_interval: must be between 1s and 1d",
+        ),
+        (
+            "[defaults]\nbytecount = \"off \"",
+            "main.toml:2: defaults.bytecount: `off ` is not a duration: write a whole number and ms, s, m, h or d, such as \"5s\"",
+        ),
+        (
+            "[defaults]\nname = \"x\"",
+            "main.toml:2: defaults.name: unknown key; known here: bytecount, clients_max, disconnect, hold, labels, log, password_file, status_interval, unresponsive_reconnect",
+        ),
+        (
+            "[listen]\ngrpc = []",
+            "main.toml:2: listen.grpc: needs at least one address",
+        ),
+        (
+            "[listen]\ngrpc = \"unix:\"",
+            "main.toml:2: listen.grpc: `unix:` needs a path",
+        ),
+        (
+            "[listen]\ngrpc = \"vpn.example:1\"",
+            "main.toml:2: listen.grpc: `vpn.example:1` is no address to listen on: write \"unix:/path\" or an IP address with port, such as \"127.0.0.1:7600\"",
+        ),
+        (
+            "[listen]\ngrpc = { address = \"unix:/x\", mode = \"rw\" }",
+            "main.toml:2: listen.grpc.mode: `rw` is not a mode: write it in octal, such as \"0660\"",
+        ),
+        (
+            "[listen]\ngrpc = { address = \"unix:/x\", tls = { cert = \"c\", key = \"k\" } }",
+            "main.toml:2: listen.grpc.tls: unknown key; known here: address, group, mode, owner",
+        ),
+        (
+            "[listen]\ngrpc = { address = \"0.0.0.0:1\", tls = { cert = \"c\", key = \"k\" } }",
+            "main.toml:2: listen.grpc.tls: anybody who reaches 0.0.0.0:1 could read the whole fleet: set client_ca, or listen on a loopback address",
+        ),
+        (
+            "[listen]\ngrpc = { address = \"[::1]:1\", plaintext_control = true, tls = { cert = \"c\", key = \"k\", client_ca = \"a\" } }",
+            "main.toml:2: listen.grpc.plaintext_control: has no meaning here: callers of this listener show a certificate",
+        ),
+        (
+            "[listen]\nhttp = \"unix:/x\"",
+            "main.toml:2: listen.http: must be an IP address with port, such as \"127.0.0.1:7601\"",
+        ),
+        (
+            "[[discover]]\nglob = \"/a\"\nfile = \"/b\"",
+            "main.toml:1: discover: needs one of glob and file",
+        ),
+        (
+            "[[discover]]\nglob = \"/run/[.sock\"",
+            "main.toml:2: discover.glob: is no pattern: invalid range pattern at character 6",
+        ),
+        (
+            "[[discover]]\nglob = \"/*\"\nname = \"{port}\"",
+            "main.toml:3: discover.name: `{port}` has no value here",
+        ),
+        (
+            "[[discover]]\nglob = \"/*\"\nlabels = { a = \"{label.b}\", b = \"{label.a}\" }",
+            "main.toml:3: discover.labels.a: `{label.b}` has no value here",
+        ),
+        (
+            "[[instance]]\nname = \"a\"\naddress = \"tls:h:1\"",
+            "main.toml:3: instance.address: addresses of the kind tls: are not supported yet; use unix: or tcp:",
+        ),
+        (
+            "[[instance]]\nname = \"{host}\"\naddress = \"unix:/{name}\"",
+            "main.toml:3: instance.address: `{name}` has no value here",
+        ),
+        (
+            "[[instance]]\nname = \"a\"\naddress = \"unix:/a\"\nlabels = { \"a b\" = \"c\" }",
+            "main.toml:1: labels: \"a b\" is no label: use letters, digits, `-`, `_`, `.` and `/`",
+        ),
+    ];
+    for (text, expected) in table {
+        assert_eq!(errors(text), expected, "{text}");
+    }
+}
+
+/// What TOML itself refuses has a line too, and does not hide the other mistakes.
+#[test]
+fn a_syntax_error_has_its_line() {
+    let found = errors("name = \"a\"\n[listen\n");
+    assert!(found.starts_with("main.toml:2: "), "{found}");
+}
+
+/// Two sessions to one daemon would fight for its slot; the message must lead to both.
+#[test]
+fn a_clash_names_both_places() {
+    let files = Files::new(&[
+        (
+            "main.toml",
+            "include = [\"conf.d/*.toml\"]\nname = \"g\"\n[[instance]]\nname = \"a\"\naddress = \"unix:/a\"\n",
+        ),
+        (
+            "conf.d/1.toml",
+            "[[instance]]\nname = \"a\"\naddress = \"unix:/b\"\n",
+        ),
+        (
+            "conf.d/2.toml",
+            "name = \"h\"\n[[instance]]\nname = \"z\"\naddress = \"unix:/a\"\n",
+        ),
+        ("conf.d/3.txt", "not read"),
+    ]);
+    assert_eq!(
+        files.errors(files.load()),
+        "conf.d/2.toml:1: name: is set already, at main.toml:2\n\
+         conf.d/2.toml:2: instance.address: unix:/a is the address of instance a too, at main.toml:3\n\
+         main.toml:3: instance.name: two instances are called a: the other is at conf.d/1.toml:1"
+    );
+}
+
+/// `include` brings in instances, and says where it cannot.
+#[test]
+fn included_files_add_instances() {
+    let files = Files::new(&[
+        (
+            "main.toml",
+            "include = [\"conf.d/*.toml\"]\n[defaults]\nlog = false\n",
+        ),
+        (
+            "conf.d/b.toml",
+            "[[instance]]\nname = \"b\"\naddress = \"unix:/b\"\npassword_file = \"pw\"",
+        ),
+        (
+            "conf.d/a.toml",
+            "[[instance]]\nname = \"a\"\naddress = \"unix:/a\"",
+        ),
+    ]);
+    let config = files.load().unwrap();
+    let names: Vec<_> = config
+        .instances
+        .iter()
+        .map(|instance| instance.name.as_str())
+        .collect();
+    assert_eq!(names, ["a", "b"]);
+    assert!(
+        config
+            .instances
+            .iter()
+            .all(|instance| !instance.session.log)
+    );
+    let password_file = config.instances[1].session.password_file.as_deref();
+    assert_eq!(
+        password_file,
+        Some(files.path("conf.d/pw").as_path()),
+        "relative to its own file"
+    );
+
+    let files = Files::new(&[
+        ("main.toml", "include = [\"more.toml\", \"none.toml\"]"),
+        ("more.toml", "include = [\"x\"]"),
+    ]);
+    assert_eq!(
+        files.errors(files.load()),
+        "more.toml:1: include: an included file cannot include others\n\
+         none.toml: cannot read the file: No such file or directory (os error 2)"
+    );
+}
+
+/// A password file that others can read stops its instance, not the gateway;
+/// `check-config` calls it a mistake.
+#[test]
+fn a_bad_password_file_is_a_problem_of_its_instance() {
+    let files = Files::new(&[
+        (
+            "main.toml",
+            "[defaults]\npassword_file = \"{name}.pw\"\n\
+             [[instance]]\nname = \"good\"\naddress = \"unix:/a\"\n\
+             [[instance]]\nname = \"open\"\naddress = \"unix:/b\"\n\
+             [[instance]]\nname = \"none\"\naddress = \"unix:/c\"\npassword_file = \"none.pw\"",
+        ),
+        ("good.pw", "secret"),
+        ("open.pw", "secret"),
+    ]);
+    fs::set_permissions(files.path("open.pw"), fs::Permissions::from_mode(0o644)).unwrap();
+    let config = files.load().unwrap();
+    assert_eq!(config.instances.len(), 3);
+    assert_eq!(config.problems().len(), 2);
+    assert_eq!(
+        files.errors(Config::check(&files.path("main.toml"))),
+        "main.toml:2: password_file: instance open: others may access open.pw (mode 0644): run `chmod 600 open.pw`\n\
+         main.toml:12: password_file: instance none: cannot read none.pw: No such file or directory (os error 2)"
+    );
+}
