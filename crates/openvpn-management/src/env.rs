@@ -107,7 +107,7 @@ impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Env {
 }
 
 /// An ENV block in the making.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct EnvBuilder {
     text: Vec<u8>,
     ends: Vec<EntryEnd>,
@@ -146,5 +146,14 @@ impl EnvBuilder {
             text: self.text.into(),
             ends: self.ends.into(),
         }
+    }
+}
+
+/// Says nothing of its text: passwords are in there.
+impl fmt::Debug for EnvBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnvBuilder")
+            .field("lines", &self.ends.len())
+            .finish_non_exhaustive()
     }
 }

@@ -248,6 +248,7 @@ pub(crate) enum Parsed {
 }
 
 /// A notification that still waits for its ENV block.
+#[derive(Debug, Clone)]
 pub(crate) enum EnvHeader {
     Connect {
         cid: Cid,

@@ -17,13 +17,13 @@ pub enum ReplyForm {
     Block,
     /// `SUCCESS:`, then a block.
     LineThenBlock,
-    /// A line with the result of every target, then one with the result of all.
-    TwoLines,
+    /// Any number of lines about single targets, then one with the result of all.
+    LinesThenLine,
     /// That many lines without an end mark.
     Count(u32),
-    /// A line that starts with `>`.
+    /// A line that starts with `>`, or `ERROR:`.
     Notification,
-    /// Unknown beforehand: nothing, one line or a block. We send `pid` behind it and read up to its answer.
+    /// Unknown beforehand: nothing, a line, or a block. `pid` is sent behind it, and its answer is the end.
     UpToSentinel,
 }
 
@@ -33,7 +33,7 @@ pub enum ReplyForm {
 pub enum Reply {
     /// The command has no answer, or this daemon's version gives none.
     None,
-    /// `SUCCESS: …`: the text behind it.
+    /// `SUCCESS: …`: the text behind it. Where the daemon gives several lines, all of them, with LF between.
     Success(Text),
     /// Lines of free text: `help`, `test`, `net`, or a listed reply that did not have the form we know.
     Lines(History<Text>),
@@ -77,6 +77,6 @@ pub enum Reply {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("refused by the daemon: {text}")]
 pub struct Rejected {
-    /// Its words without `ERROR: `. Where the daemon gives two lines, both, with LF between.
+    /// Its words without `ERROR: `. Where the daemon gives several lines, all of them, with LF between.
     pub text: Text,
 }

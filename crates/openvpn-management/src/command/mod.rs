@@ -4,7 +4,11 @@ mod encode;
 
 use std::num::NonZeroU32;
 
-pub use self::encode::{EncodeError, LINE_BYTES_SENT_MAX, PARAMETER_BYTES_MAX};
+pub(crate) use self::encode::encode_password;
+pub use self::encode::{
+    BLOCK_LINE_BYTES_MAX, BLOCK_LINES_MAX, EncodeError, LINE_BYTES_SENT_MAX, PARAMETER_BYTES_MAX,
+    PASSWORD_BLOCK_BYTES_MAX,
+};
 use crate::text::{Cid, Kid, Secret, Text};
 
 /// One command. [`encode`](Self::encode) is the only way onto the wire.

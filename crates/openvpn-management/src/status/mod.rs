@@ -2,22 +2,24 @@
 
 mod parser;
 
-use bytes::Bytes;
+use std::fmt;
 
 pub use self::parser::StatusParser;
 use crate::limits::Limits;
-use crate::text::{Cid, Text};
+use crate::text::{Cid, Text, write_escaped};
 
 /// Most quarantined rows kept as text; further ones are only counted.
 pub const QUARANTINED_ROWS_MAX: usize = 8;
+/// Most rows of global statistics, and of a client's further counters; more are quarantined. OpenVPN sends two or three.
+pub const STATISTICS_MAX: usize = 64;
 
 /// What a daemon answered to `status`, in whichever format.
 ///
-/// Rows are offsets into one text: a client costs about 130 bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// Rows are offsets into one text: a client costs about 140 bytes.
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct StatusSnapshot {
-    /// The text of all rows; not on the heap more than once.
-    text: Bytes,
+    /// The text fields of all rows, one after the other.
+    text: Vec<u8>,
     title: Text,
     time: Option<i64>,
     time_text: Text,
@@ -30,26 +32,58 @@ pub struct StatusSnapshot {
     rows_dropped: u64,
 }
 
-/// A field of a row: where it is in the snapshot's text.
+/// A text field of a row, relative to where the row's text starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Span {
-    start: u32,
-    length: u16,
+    start: u16,
+    end: u16,
 }
 
+/// A client row. What the daemon does not tell is a value that cannot occur, to keep the row small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ClientEntry {
     bytes_received: u64,
     bytes_sent: u64,
+    /// [`NO_TIME`] if not told.
+    connected_since: u64,
+    /// [`NO_CID`] if not told.
+    cid: u64,
+    /// [`NO_PEER_ID`] if not told, or if the daemon says so.
+    peer_id: u32,
+    /// Where the row's text starts.
+    start: u32,
+    common_name: Span,
+    real_address: Span,
+    virtual_address: Span,
+    virtual_ipv6_address: Span,
+    username: Span,
+    cipher: Option<Span>,
 }
+
+const NO_TIME: u64 = u64::MAX;
+const NO_CID: u64 = u64::MAX;
+/// OpenVPN's own word for a client without peer ID.
+const NO_PEER_ID: u32 = u32::MAX;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct RouteEntry {
-    last_ref: Option<i64>,
+    /// [`NO_TIME`] if not told.
+    last_ref: u64,
+    /// Where the row's text starts.
+    start: u32,
+    virtual_address: Span,
+    common_name: Span,
+    real_address: Span,
+}
+
+fn time_of(seconds: u64) -> Option<i64> {
+    (seconds != NO_TIME)
+        .then_some(seconds)
+        .and_then(|seconds| seconds.try_into().ok())
 }
 
 /// One client of a server, as `status` shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ClientRow<'a> {
     /// The name in its certificate; `UNDEF` while there is none.
     pub common_name: &'a [u8],
@@ -86,7 +120,7 @@ impl ClientRow<'_> {
 }
 
 /// One row of a server's routing table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RouteRow<'a> {
     /// Address, network (`10.77.0.0/24`) or MAC address; a `C` behind it marks a cached route.
     pub virtual_address: &'a [u8],
@@ -125,12 +159,15 @@ pub struct Quarantine {
 }
 
 impl StatusSnapshot {
-    /// Parses a complete answer, with or without its `END`.
+    /// Parses a complete answer, or a status file, with or without its `END`.
     #[must_use]
-    pub fn parse(text: &[u8], limits: &Limits) -> Self {
+    pub fn parse(mut text: &[u8], limits: &Limits) -> Self {
         let mut parser = StatusParser::new(limits);
-        for line in text.split(|byte| *byte == b'\n') {
+        while !text.is_empty() {
+            let end = memchr::memchr(b'\n', text).unwrap_or(text.len());
+            let line = &text[..end];
             parser.handle_line(line.strip_suffix(b"\r").unwrap_or(line));
+            text = text.get(end + 1..).unwrap_or_default();
         }
         parser.finish()
     }
@@ -156,28 +193,33 @@ impl StatusSnapshot {
     /// The clients, in the daemon's order, which means nothing.
     pub fn clients(&self) -> impl ExactSizeIterator<Item = ClientRow<'_>> {
         self.clients.iter().map(|entry| ClientRow {
-            common_name: b"",
-            real_address: b"",
-            virtual_address: b"",
-            virtual_ipv6_address: b"",
+            common_name: self.field(entry.start, entry.common_name),
+            real_address: self.field(entry.start, entry.real_address),
+            virtual_address: self.field(entry.start, entry.virtual_address),
+            virtual_ipv6_address: self.field(entry.start, entry.virtual_ipv6_address),
             bytes_received: entry.bytes_received,
             bytes_sent: entry.bytes_sent,
-            connected_since: None,
-            username: b"",
-            cid: None,
-            peer_id: None,
-            cipher: None,
+            connected_since: time_of(entry.connected_since),
+            username: self.field(entry.start, entry.username),
+            cid: (entry.cid != NO_CID).then_some(Cid(entry.cid)),
+            peer_id: (entry.peer_id != NO_PEER_ID).then_some(entry.peer_id),
+            cipher: entry.cipher.map(|cipher| self.field(entry.start, cipher)),
         })
     }
 
     /// The routing table, in the daemon's order, which means nothing.
     pub fn routes(&self) -> impl ExactSizeIterator<Item = RouteRow<'_>> {
         self.routes.iter().map(|entry| RouteRow {
-            virtual_address: b"",
-            common_name: b"",
-            real_address: b"",
-            last_ref: entry.last_ref,
+            virtual_address: self.field(entry.start, entry.virtual_address),
+            common_name: self.field(entry.start, entry.common_name),
+            real_address: self.field(entry.start, entry.real_address),
+            last_ref: time_of(entry.last_ref),
         })
+    }
+
+    fn field(&self, row_start: u32, span: Span) -> &[u8] {
+        let row_start = row_start as usize;
+        &self.text[row_start + usize::from(span.start)..row_start + usize::from(span.end)]
     }
 
     /// `Max bcast/mcast queue length`, `dco_enabled`, with their values.
@@ -209,11 +251,68 @@ impl StatusSnapshot {
         self.rows_dropped
     }
 
-    /// Bytes this snapshot holds on the heap.
+    /// Bytes its rows hold on the heap.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        self.text.len()
+        self.text.capacity()
             + self.clients.capacity() * size_of::<ClientEntry>()
             + self.routes.capacity() * size_of::<RouteEntry>()
+    }
+}
+
+/// Shows the rows, not where they are kept.
+impl fmt::Debug for StatusSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusSnapshot")
+            .field("title", &self.title)
+            .field("time", &self.time)
+            .field("time_text", &self.time_text)
+            .field("clients", &self.clients().collect::<Vec<_>>())
+            .field("routes", &self.routes().collect::<Vec<_>>())
+            .field("global_stats", &self.global_stats)
+            .field("client_statistics", &self.client_statistics)
+            .field("quarantine", &self.quarantine)
+            .field("rows_dropped", &self.rows_dropped)
+            .finish()
+    }
+}
+
+impl fmt::Debug for ClientRow<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientRow")
+            .field("common_name", &Shown(self.common_name))
+            .field("real_address", &Shown(self.real_address))
+            .field("virtual_address", &Shown(self.virtual_address))
+            .field("virtual_ipv6_address", &Shown(self.virtual_ipv6_address))
+            .field("bytes_received", &self.bytes_received)
+            .field("bytes_sent", &self.bytes_sent)
+            .field("connected_since", &self.connected_since)
+            .field("username", &Shown(self.username))
+            .field("cid", &self.cid)
+            .field("peer_id", &self.peer_id)
+            .field("cipher", &self.cipher.map(Shown))
+            .finish()
+    }
+}
+
+impl fmt::Debug for RouteRow<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RouteRow")
+            .field("virtual_address", &Shown(self.virtual_address))
+            .field("common_name", &Shown(self.common_name))
+            .field("real_address", &Shown(self.real_address))
+            .field("last_ref", &self.last_ref)
+            .finish()
+    }
+}
+
+/// Bytes that `Debug` shows like a [`Text`].
+struct Shown<'a>(&'a [u8]);
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"")?;
+        write_escaped(self.0, f)?;
+        write!(f, "\"")
     }
 }

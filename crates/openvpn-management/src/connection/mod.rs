@@ -1,0 +1,575 @@
+//! The manager's side of one management connection.
+
+mod reader;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+pub(crate) use self::reader::Expectation;
+use self::reader::{Progress, ReplyReader, ValueKind};
+use crate::command::{Command, EncodeError, encode_password};
+use crate::env::EnvBuilder;
+use crate::limits::Limits;
+use crate::notification::{self, EnvHeader, Notification, Parsed};
+use crate::record::LoadStats;
+use crate::reply::{Rejected, Reply};
+use crate::text::{Secret, Text, parse_u32};
+
+/// What a daemon with a management password says first: no line, and no line end.
+const PROMPT: &[u8] = b"ENTER PASSWORD:";
+/// How much of a first line that is none of a management interface is shown.
+const FOREIGN_LINE_BYTES_SHOWN: usize = 200;
+/// Capacity a cut line's buffer may keep for the next one; an idle connection holds nothing else.
+const PARTIAL_BYTES_KEPT: usize = 256;
+/// Capacity the queue of outputs may keep once it is empty.
+const OUTPUTS_KEPT: usize = 2;
+
+/// Names one command sent on one [`Connection`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub u64);
+
+/// What a [`Connection`] has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// The daemon asks for the management password: [`Connection::send_password`].
+    PasswordRequested,
+    /// The password was wrong. Close: a third try would close the session, and each one is logged.
+    PasswordRefused,
+    /// The password was right; the greeting follows.
+    PasswordAccepted,
+    /// The daemon's greeting: the slot is ours and commands can be sent.
+    Greeted {
+        /// Version of the management interface.
+        management_version: Option<u32>,
+        /// The whole greeting, without `>INFO:`.
+        banner: Text,
+    },
+    /// The daemon says something unasked.
+    Notification(Notification),
+    /// A command is answered.
+    Reply {
+        /// Which.
+        id: CommandId,
+        /// The answer.
+        result: Result<Reply, Rejected>,
+        /// Whether its deadline had passed, so that [`Output::Unanswered`] came before.
+        late: bool,
+    },
+    /// A command missed its deadline. Its answer may still come; a fence was sent behind it.
+    Unanswered {
+        /// Which.
+        id: CommandId,
+    },
+    /// The fence was answered first: that command's reply will never come.
+    Lost {
+        /// Which.
+        id: CommandId,
+    },
+    /// The fence was answered: commands can be sent again.
+    Responsive,
+    /// A line that answers nothing we asked.
+    Unsolicited(Text),
+    /// The daemon broke a bound or is none. Close: nothing further is read.
+    Violation(Violation),
+}
+
+/// Why a connection cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Violation {
+    /// A line without end.
+    #[error("a line is longer than {limit} bytes")]
+    LineTooLong {
+        /// The bound it broke.
+        limit: usize,
+    },
+    /// An ENV block without end.
+    #[error("an ENV block has more than {lines_max} lines or {bytes_max} bytes")]
+    EnvTooLarge {
+        /// The bound on lines.
+        lines_max: usize,
+        /// The bound on bytes.
+        bytes_max: usize,
+    },
+    /// The first line is not one of a management interface.
+    #[error("not an OpenVPN management interface: it says {line}")]
+    NotManagement {
+        /// What it said.
+        line: Text,
+    },
+}
+
+/// Why a command was not sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// There was no greeting yet.
+    #[error("the daemon has not greeted us yet")]
+    NotGreeted,
+    /// Another command is in flight.
+    #[error("another command is in flight")]
+    Busy,
+    /// An earlier command missed its deadline and the fence behind it is not answered yet.
+    #[error("the daemon does not answer")]
+    Unresponsive,
+    /// The connection ended with a [`Violation`] or with `exit`.
+    #[error("the connection is over")]
+    Closed,
+    /// The command cannot be put on the wire.
+    #[error("the command cannot be encoded")]
+    Encode(#[from] EncodeError),
+}
+
+/// The manager's side of one management connection: bytes and the time in, outputs and bytes out.
+///
+/// Call [`poll_transmit`](Self::poll_transmit) and [`poll_output`](Self::poll_output) until they are empty after each
+/// call that takes `&mut self`; what they hold is bounded by the input given between.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    limits: Limits,
+    phase: Phase,
+    /// The start of a line whose end has not come; never holds an LF.
+    partial: Vec<u8>,
+    /// A notification whose ENV block has not ended.
+    env_block: Option<Box<EnvBlock>>,
+    /// The command whose reply is owed.
+    flight: Option<Box<Flight>>,
+    /// What was sent behind a command that missed its deadline, and is not answered.
+    fence: Option<Fence>,
+    next_id: u64,
+    outputs: VecDeque<Output>,
+    transmit: BytesMut,
+}
+
+/// ```text
+/// Fresh ──prompt──► Prompted ──send_password──► PasswordSent ──SUCCESS:──► Accepted
+///   │                                             │  ▲  prompt: refused       │
+///   └───────────────────── >INFO: ────────────────┴──┴────────────────────────┴──► Greeted ──► Closed
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Fresh,
+    Prompted,
+    PasswordSent,
+    Accepted,
+    Greeted,
+    /// By a violation: nothing is read any more.
+    Violated,
+    /// By our `exit`: what still comes is read, nothing is sent.
+    Exited,
+}
+
+#[derive(Debug, Clone)]
+struct EnvBlock {
+    header: EnvHeader,
+    env: EnvBuilder,
+}
+
+#[derive(Debug, Clone)]
+struct Flight {
+    id: CommandId,
+    /// `None` once it was missed: the connection has a fence then.
+    deadline: Option<Instant>,
+    reader: ReplyReader,
+}
+
+/// A command whose answer cannot be mistaken for another's. Daemons answer in the order they are asked, so whatever is
+/// owed comes before the fence's answer, or never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fence {
+    LoadStats,
+    /// Where `load-stats` itself is owed.
+    Pid,
+}
+
+impl Fence {
+    fn behind(expectation: Expectation) -> Self {
+        match expectation {
+            Expectation::Value(ValueKind::LoadStats) => Self::Pid,
+            _ => Self::LoadStats,
+        }
+    }
+
+    fn line(self) -> &'static [u8] {
+        match self {
+            Self::LoadStats => b"load-stats\n",
+            Self::Pid => b"pid\n",
+        }
+    }
+
+    /// Whether this line is its answer: the whole line, so that no text in another reply can pass for it.
+    fn is_answered_by(self, line: &[u8]) -> bool {
+        let Some(text) = line.strip_prefix(b"SUCCESS: ") else {
+            return false;
+        };
+        match self {
+            Self::LoadStats => LoadStats::parse(text).is_some(),
+            Self::Pid => text.strip_prefix(b"pid=").and_then(parse_u32).is_some(),
+        }
+    }
+}
+
+impl Connection {
+    /// A connection that has just been opened; the daemon speaks first.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            phase: Phase::Fresh,
+            partial: Vec::new(),
+            env_block: None,
+            flight: None,
+            fence: None,
+            next_id: 0,
+            outputs: VecDeque::new(),
+            transmit: BytesMut::new(),
+        }
+    }
+
+    /// Takes bytes read from the daemon, cut anywhere.
+    ///
+    /// A reply that is in `bytes` is in time, whatever `now` says: a slow reader is not the daemon's fault.
+    pub fn handle_input(&mut self, mut bytes: &[u8], now: Instant) {
+        while !bytes.is_empty() && self.phase != Phase::Violated {
+            if self.take_prompt(&mut bytes) {
+                continue;
+            }
+            // Only new bytes are searched: what is in `partial` has no LF.
+            let line_end = memchr::memchr(b'\n', bytes);
+            let piece = &bytes[..line_end.unwrap_or(bytes.len())];
+            bytes = &bytes[line_end.map_or(bytes.len(), |end| end + 1)..];
+            if self.partial.len() + piece.len() > self.limits.line_bytes_max {
+                self.violate(Violation::LineTooLong {
+                    limit: self.limits.line_bytes_max,
+                });
+            } else if line_end.is_none() {
+                self.partial.extend_from_slice(piece);
+            } else if self.partial.is_empty() {
+                self.handle_line(piece);
+            } else {
+                let mut line = std::mem::take(&mut self.partial);
+                line.extend_from_slice(piece);
+                self.handle_line(&line);
+                if line.capacity() <= PARTIAL_BYTES_KEPT {
+                    line.clear();
+                    self.partial = line;
+                }
+            }
+        }
+        self.handle_timeout(now);
+    }
+
+    /// Acts on the deadline that [`poll_timeout`](Self::poll_timeout) announced; harmless when called early.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Some(flight) = &mut self.flight else {
+            return;
+        };
+        if flight.deadline.is_none_or(|deadline| now < deadline) || self.phase != Phase::Greeted {
+            return;
+        }
+        flight.deadline = None;
+        let fence = Fence::behind(flight.reader.expectation());
+        self.outputs.push_back(Output::Unanswered { id: flight.id });
+        self.fence = Some(fence);
+        self.transmit.extend_from_slice(fence.line());
+    }
+
+    /// Answers [`Output::PasswordRequested`], once: the password goes out as it is, not quoted.
+    ///
+    /// # Errors
+    /// [`EncodeError::PasswordNotAsked`] if it was answered before or never asked; the others as for any value.
+    pub fn send_password(&mut self, password: &Secret) -> Result<(), EncodeError> {
+        if self.phase != Phase::Prompted {
+            return Err(EncodeError::PasswordNotAsked);
+        }
+        encode_password(password, &mut self.transmit)?;
+        self.phase = Phase::PasswordSent;
+        Ok(())
+    }
+
+    /// Sends a command. Its answer, or [`Output::Unanswered`] after `deadline`, names the id given back.
+    ///
+    /// # Errors
+    /// See [`SendError`]; nothing was sent then.
+    pub fn send(
+        &mut self,
+        command: &Command,
+        deadline: Duration,
+        now: Instant,
+    ) -> Result<CommandId, SendError> {
+        match self.phase {
+            Phase::Greeted => {}
+            Phase::Violated | Phase::Exited => return Err(SendError::Closed),
+            Phase::Fresh | Phase::Prompted | Phase::PasswordSent | Phase::Accepted => {
+                return Err(SendError::NotGreeted);
+            }
+        }
+        if self.fence.is_some() {
+            return Err(SendError::Unresponsive);
+        }
+        if self.flight.is_some() {
+            return Err(SendError::Busy);
+        }
+        command.encode(&mut self.transmit)?;
+        let id = CommandId(self.next_id);
+        self.next_id += 1;
+        match command.expectation() {
+            Expectation::Nothing => {
+                if matches!(command, Command::Exit | Command::Quit) {
+                    self.phase = Phase::Exited;
+                }
+                self.outputs.push_back(Output::Reply {
+                    id,
+                    result: Ok(Reply::None),
+                    late: false,
+                });
+            }
+            expectation => {
+                if let Expectation::Sentinel(_) = expectation {
+                    self.transmit.extend_from_slice(Fence::Pid.line());
+                }
+                // A deadline beyond what an Instant holds is none.
+                let deadline = now.checked_add(deadline);
+                let reader = ReplyReader::new(expectation, &self.limits);
+                self.flight = Some(Box::new(Flight {
+                    id,
+                    deadline,
+                    reader,
+                }));
+            }
+        }
+        Ok(id)
+    }
+
+    /// The next thing to say, if any.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        let output = self.outputs.pop_front();
+        if self.outputs.is_empty() && self.outputs.capacity() > OUTPUTS_KEPT {
+            self.outputs = VecDeque::new();
+        }
+        output
+    }
+
+    /// The next bytes to write, if any, to be written whole and in order.
+    pub fn poll_transmit(&mut self) -> Option<Bytes> {
+        (!self.transmit.is_empty()).then(|| std::mem::take(&mut self.transmit).freeze())
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout), if ever.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.flight.as_ref()?.deadline
+    }
+
+    /// The command whose reply is owed, late or not.
+    #[must_use]
+    pub fn in_flight(&self) -> Option<CommandId> {
+        Some(self.flight.as_ref()?.id)
+    }
+
+    /// Whether the greeting was read.
+    #[must_use]
+    pub fn is_greeted(&self) -> bool {
+        matches!(self.phase, Phase::Greeted | Phase::Exited)
+    }
+
+    /// Whether no deadline is missed, or a missed one is made good.
+    #[must_use]
+    pub fn is_responsive(&self) -> bool {
+        self.fence.is_none()
+    }
+
+    /// Whether [`send`](Self::send) would take a command now.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Greeted && self.flight.is_none() && self.fence.is_none()
+    }
+
+    /// The bounds given to [`new`](Self::new).
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Takes the password prompt from the start of a line; `true` if `bytes` got shorter.
+    fn take_prompt(&mut self, bytes: &mut &[u8]) -> bool {
+        let expected = matches!(
+            self.phase,
+            Phase::Fresh | Phase::Prompted | Phase::PasswordSent
+        );
+        if !expected || !PROMPT.starts_with(&self.partial) {
+            return false;
+        }
+        let missing = &PROMPT[self.partial.len()..];
+        if let Some(rest) = bytes.strip_prefix(missing) {
+            *bytes = rest;
+            self.partial.clear();
+            self.handle_prompt();
+            true
+        } else if missing.starts_with(bytes) {
+            self.partial.extend_from_slice(bytes);
+            *bytes = &[];
+            true
+        } else {
+            false
+        }
+    }
+
+    fn handle_prompt(&mut self) {
+        let output = match self.phase {
+            Phase::Fresh => {
+                self.phase = Phase::Prompted;
+                Output::PasswordRequested
+            }
+            // A wrong password has no other answer than a fresh prompt.
+            Phase::PasswordSent => Output::PasswordRefused,
+            // Prompted twice before we spoke: somebody else's line was answered.
+            _ => Output::Unsolicited(PROMPT.into()),
+        };
+        self.outputs.push_back(output);
+    }
+
+    /// Takes one whole line without its LF.
+    fn handle_line(&mut self, line: &[u8]) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        match line.strip_prefix(b">") {
+            // At any moment, a started reply included: a line that starts with `>` is a notification.
+            Some(line) => self.handle_notification_line(line),
+            None if matches!(self.phase, Phase::Greeted | Phase::Exited) => {
+                self.handle_reply_line(line)
+            }
+            None => self.handle_login_line(line),
+        }
+    }
+
+    fn handle_login_line(&mut self, line: &[u8]) {
+        if self.phase == Phase::PasswordSent && line.starts_with(b"SUCCESS:") {
+            self.phase = Phase::Accepted;
+            self.outputs.push_back(Output::PasswordAccepted);
+        } else if line.starts_with(b"ERROR:") {
+            // `ERROR: bad password` is in OpenVPN's source, though no release lets it out.
+            self.outputs.push_back(Output::Unsolicited(line.into()));
+        } else {
+            let shown = &line[..line.len().min(FOREIGN_LINE_BYTES_SHOWN)];
+            self.violate(Violation::NotManagement { line: shown.into() });
+        }
+    }
+
+    fn handle_reply_line(&mut self, line: &[u8]) {
+        if self.fence.is_some_and(|fence| fence.is_answered_by(line)) {
+            self.fence = None;
+            if let Some(lost) = self.flight.take() {
+                self.outputs.push_back(Output::Lost { id: lost.id });
+            }
+            self.outputs.push_back(Output::Responsive);
+            return;
+        }
+        let progress = match &mut self.flight {
+            Some(flight) => flight.reader.handle_line(line),
+            None => Progress::Foreign,
+        };
+        match progress {
+            Progress::Taken => {}
+            Progress::Foreign => self.outputs.push_back(Output::Unsolicited(line.into())),
+            Progress::Complete(result) => self.finish_flight(result),
+        }
+    }
+
+    fn finish_flight(&mut self, result: Result<Reply, Rejected>) {
+        if let Some(flight) = self.flight.take() {
+            self.outputs.push_back(Output::Reply {
+                id: flight.id,
+                result,
+                late: self.fence.is_some(),
+            });
+        }
+    }
+
+    /// Takes a line that started with `>`, without it.
+    fn handle_notification_line(&mut self, line: &[u8]) {
+        if !matches!(self.phase, Phase::Greeted | Phase::Exited)
+            && let Some(banner) = line.strip_prefix(b"INFO:")
+        {
+            self.phase = Phase::Greeted;
+            self.outputs.push_back(Output::Greeted {
+                management_version: greeting_version(banner),
+                banner: banner.into(),
+            });
+            return;
+        }
+        if self.take_env_line(line) {
+            return;
+        }
+        match notification::parse(line) {
+            Parsed::EnvBlock(header) => {
+                // A header inside a block: its END was lost, as when OpenVPN cuts an over-long line. What came is given.
+                self.finish_env_block();
+                self.env_block = Some(Box::new(EnvBlock {
+                    header,
+                    env: EnvBuilder::default(),
+                }));
+            }
+            Parsed::Complete(notification) => match &mut self.flight {
+                None => self.outputs.push_back(Output::Notification(notification)),
+                Some(flight) => match flight.reader.handle_notification(notification) {
+                    Ok(reply) => self.finish_flight(Ok(reply)),
+                    Err(notification) => self.outputs.push_back(Output::Notification(notification)),
+                },
+            },
+        }
+    }
+
+    /// Takes a line of the open ENV block; `false` if it is none.
+    fn take_env_line(&mut self, line: &[u8]) -> bool {
+        let Some(block) = &mut self.env_block else {
+            return false;
+        };
+        let Some(entry) = line.strip_prefix(block.header.env_prefix()) else {
+            return false;
+        };
+        if entry == b"END" {
+            self.finish_env_block();
+        } else if block
+            .env
+            .push(entry, self.limits.env_lines_max, self.limits.env_bytes_max)
+            .is_err()
+        {
+            let Limits {
+                env_lines_max: lines_max,
+                env_bytes_max: bytes_max,
+                ..
+            } = self.limits;
+            self.violate(Violation::EnvTooLarge {
+                lines_max,
+                bytes_max,
+            });
+        }
+        true
+    }
+
+    fn finish_env_block(&mut self) {
+        if let Some(block) = self.env_block.take() {
+            let notification = block.header.with_env(block.env.build());
+            self.outputs.push_back(Output::Notification(notification));
+        }
+    }
+
+    fn violate(&mut self, violation: Violation) {
+        self.phase = Phase::Violated;
+        self.partial = Vec::new();
+        self.env_block = None;
+        self.outputs.push_back(Output::Violation(violation));
+    }
+}
+
+/// The number in `OpenVPN Management Interface Version 5 -- type 'help' for more info`.
+fn greeting_version(banner: &[u8]) -> Option<u32> {
+    let rest = banner.strip_prefix(b"OpenVPN Management Interface Version ")?;
+    let end = rest
+        .iter()
+        .position(|byte| !byte.is_ascii_digit())
+        .unwrap_or(rest.len());
+    parse_u32(&rest[..end])
+}

@@ -1,0 +1,568 @@
+//! Reads the answer to one command, line by line.
+
+use crate::command::{Command, HistoryRequest, HoldRequest};
+use crate::limits::Limits;
+use crate::notification::Notification;
+use crate::record::{EchoRecord, History, LoadStats, LogRecord, RemoteEntry, StateRecord, Version};
+use crate::reply::{Rejected, Reply, ReplyForm};
+use crate::status::StatusParser;
+use crate::text::{Text, parse_u32, parse_u64};
+
+/// What a command's answer says, which also fixes its form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expectation {
+    Nothing,
+    /// `SUCCESS:` with text for people.
+    Success,
+    /// `SUCCESS: {name}={value}`.
+    Value(ValueKind),
+    /// Explanations, then the result.
+    Results(ResultKind),
+    /// Rows and `END`; after a `SUCCESS:` line of their own if `confirmed`.
+    Rows {
+        kind: RowKind,
+        confirmed: bool,
+    },
+    Status,
+    Count(u32),
+    Pkcs11Count,
+    Pkcs11Entry,
+    Sentinel(SentinelKind),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ValueKind {
+    Pid,
+    ClientCount,
+    LoadStats,
+    Hold,
+    Verb,
+    Mute,
+    AuthRetry,
+    EnvFilter,
+}
+
+/// Answers of several lines without an `END`: how to know the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResultKind {
+    /// `auth-retry` explains a bad value in a line without prefix.
+    AuthRetry,
+    /// `push-update-*` has prefixed lines of its own before `… push-update command succeeded` or `failed`.
+    PushUpdate,
+    /// `network-change` answers `PROTECTFD: …`.
+    ProtectFd,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowKind {
+    Text,
+    Version,
+    State,
+    Log,
+    Echo,
+    RemoteEntryCount,
+    RemoteEntry,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SentinelKind {
+    VersionSet,
+    Net,
+}
+
+impl Command {
+    pub(crate) fn expectation(&self) -> Expectation {
+        let history = |kind, request: &HistoryRequest| match request {
+            HistoryRequest::On | HistoryRequest::Off => Expectation::Success,
+            HistoryRequest::OnWithHistory(_) => Expectation::Rows {
+                kind,
+                confirmed: true,
+            },
+            HistoryRequest::History(_) => Expectation::Rows {
+                kind,
+                confirmed: false,
+            },
+        };
+        let rows = |kind| Expectation::Rows {
+            kind,
+            confirmed: false,
+        };
+        match self {
+            Self::Exit | Self::Quit => Expectation::Nothing,
+
+            Self::Bytecount(_)
+            | Self::Certificate { .. }
+            | Self::ClientAuth { .. }
+            | Self::ClientAuthNt { .. }
+            | Self::ClientDeny { .. }
+            | Self::ClientKill { .. }
+            | Self::ClientPendingAuth { .. }
+            | Self::ClientPf { .. }
+            | Self::CrResponse(_)
+            | Self::ForgetPasswords
+            | Self::Hold(HoldRequest::On | HoldRequest::Off | HoldRequest::Release)
+            | Self::Kill(_)
+            | Self::Mute(Some(_))
+            | Self::NeedOk { .. }
+            | Self::NeedStr { .. }
+            | Self::Password { .. }
+            | Self::PasswordBlock { .. }
+            | Self::Username { .. }
+            | Self::PkSig { .. }
+            | Self::RsaSig { .. }
+            | Self::Proxy(_)
+            | Self::Remote(_)
+            | Self::Signal(_)
+            | Self::Verb(Some(_)) => Expectation::Success,
+
+            Self::Pid => Expectation::Value(ValueKind::Pid),
+            Self::ClientCount => Expectation::Value(ValueKind::ClientCount),
+            Self::LoadStats => Expectation::Value(ValueKind::LoadStats),
+            Self::Hold(HoldRequest::Query) => Expectation::Value(ValueKind::Hold),
+            Self::Verb(None) => Expectation::Value(ValueKind::Verb),
+            Self::Mute(None) => Expectation::Value(ValueKind::Mute),
+            Self::AuthRetry(None) => Expectation::Value(ValueKind::AuthRetry),
+            Self::EnvFilter(_) => Expectation::Value(ValueKind::EnvFilter),
+
+            Self::AuthRetry(Some(_)) => Expectation::Results(ResultKind::AuthRetry),
+            Self::PushUpdateBroad { .. } | Self::PushUpdateCid { .. } => {
+                Expectation::Results(ResultKind::PushUpdate)
+            }
+            Self::NetworkChange { .. } => Expectation::Results(ResultKind::ProtectFd),
+
+            Self::State(request) => history(RowKind::State, request),
+            Self::Log(request) => history(RowKind::Log, request),
+            Self::Echo(request) => history(RowKind::Echo, request),
+            Self::Help => rows(RowKind::Text),
+            Self::Version => rows(RowKind::Version),
+            Self::RemoteEntryCount => rows(RowKind::RemoteEntryCount),
+            Self::RemoteEntryGet(_) => rows(RowKind::RemoteEntry),
+            Self::Status { .. } => Expectation::Status,
+            Self::Test(0) => Expectation::Nothing,
+            Self::Test(lines) => Expectation::Count(*lines),
+            Self::Pkcs11IdCount => Expectation::Pkcs11Count,
+            Self::Pkcs11IdGet(_) => Expectation::Pkcs11Entry,
+            Self::VersionSet(_) => Expectation::Sentinel(SentinelKind::VersionSet),
+            Self::Net => Expectation::Sentinel(SentinelKind::Net),
+        }
+    }
+
+    /// How the command's answer looks.
+    #[must_use]
+    pub fn reply_form(&self) -> ReplyForm {
+        match self.expectation() {
+            Expectation::Nothing => ReplyForm::None,
+            Expectation::Success | Expectation::Value(_) => ReplyForm::Line,
+            Expectation::Results(ResultKind::ProtectFd) => ReplyForm::Line,
+            Expectation::Results(ResultKind::AuthRetry | ResultKind::PushUpdate) => {
+                ReplyForm::LinesThenLine
+            }
+            Expectation::Rows {
+                confirmed: true, ..
+            } => ReplyForm::LineThenBlock,
+            Expectation::Rows {
+                confirmed: false, ..
+            }
+            | Expectation::Status => ReplyForm::Block,
+            Expectation::Count(lines) => ReplyForm::Count(lines),
+            Expectation::Pkcs11Count | Expectation::Pkcs11Entry => ReplyForm::Notification,
+            Expectation::Sentinel(_) => ReplyForm::UpToSentinel,
+        }
+    }
+}
+
+/// What a line meant to the command that is owed its answer.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// Part of the answer; more is to come.
+    Taken,
+    /// No part of the answer.
+    Foreign,
+    /// The answer is complete.
+    Complete(Result<Reply, Rejected>),
+}
+
+/// A command's answer in the making.
+#[derive(Debug, Clone)]
+pub(crate) struct ReplyReader {
+    expectation: Expectation,
+    /// Whether the `SUCCESS:` before a block was read.
+    confirmed: bool,
+    /// Whether the block's first line was read: from then on `ERROR:` is a row like any other.
+    in_block: bool,
+    body: Body,
+    /// Bytes of the lines kept so far.
+    body_bytes: usize,
+    limits: Limits,
+}
+
+/// The rows read so far.
+#[derive(Debug, Clone)]
+enum Body {
+    Text(History<Text>),
+    States(History<StateRecord>),
+    Log(History<LogRecord>),
+    Echo(History<EchoRecord>),
+    RemoteEntries(History<RemoteEntry>),
+    Status(Box<StatusParser>),
+}
+
+impl ReplyReader {
+    pub(crate) fn new(expectation: Expectation, limits: &Limits) -> Self {
+        let body = match expectation {
+            Expectation::Rows {
+                kind: RowKind::State,
+                ..
+            } => Body::States(History::default()),
+            Expectation::Rows {
+                kind: RowKind::Log, ..
+            } => Body::Log(History::default()),
+            Expectation::Rows {
+                kind: RowKind::Echo,
+                ..
+            } => Body::Echo(History::default()),
+            Expectation::Rows {
+                kind: RowKind::RemoteEntry,
+                ..
+            } => Body::RemoteEntries(History::default()),
+            Expectation::Status => Body::Status(Box::new(StatusParser::new(limits))),
+            _ => Body::Text(History::default()),
+        };
+        Self {
+            expectation,
+            confirmed: false,
+            in_block: false,
+            body,
+            body_bytes: 0,
+            limits: *limits,
+        }
+    }
+
+    pub(crate) fn expectation(&self) -> Expectation {
+        self.expectation
+    }
+
+    /// Takes a line that does not start with `>`, without its line end.
+    pub(crate) fn handle_line(&mut self, line: &[u8]) -> Progress {
+        match self.expectation {
+            Expectation::Nothing => Progress::Foreign,
+            Expectation::Success => match Answer::parse(line) {
+                Some(answer) => Progress::Complete(answer.into_result()),
+                None => Progress::Foreign,
+            },
+            Expectation::Value(kind) => match Answer::parse(line) {
+                Some(Answer::Success(text)) => Progress::Complete(Ok(parse_value(kind, text))),
+                Some(error) => Progress::Complete(error.into_result()),
+                None => Progress::Foreign,
+            },
+            Expectation::Results(kind) => self.handle_result_line(kind, line),
+            Expectation::Rows { confirmed, .. } => {
+                if confirmed && !self.confirmed {
+                    match Answer::parse(line) {
+                        Some(Answer::Success(_)) => {
+                            self.confirmed = true;
+                            Progress::Taken
+                        }
+                        Some(error) => Progress::Complete(error.into_result()),
+                        None => Progress::Foreign,
+                    }
+                } else {
+                    self.handle_block_line(line)
+                }
+            }
+            Expectation::Status => self.handle_block_line(line),
+            Expectation::Count(lines) => self.handle_counted_line(line, lines),
+            Expectation::Pkcs11Count | Expectation::Pkcs11Entry => match Answer::parse(line) {
+                Some(error @ Answer::Error(_)) => Progress::Complete(error.into_result()),
+                _ => Progress::Foreign,
+            },
+            Expectation::Sentinel(kind) => {
+                if line
+                    .strip_prefix(b"SUCCESS: pid=")
+                    .and_then(parse_u32)
+                    .is_some()
+                {
+                    Progress::Complete(self.finish_sentinel(kind))
+                } else {
+                    self.keep_row(line);
+                    Progress::Taken
+                }
+            }
+        }
+    }
+
+    /// Takes a parsed notification; gives it back if it is no answer.
+    pub(crate) fn handle_notification(
+        &mut self,
+        notification: Notification,
+    ) -> Result<Reply, Notification> {
+        match (self.expectation, notification) {
+            (Expectation::Pkcs11Count, Notification::Pkcs11IdCount(count)) => {
+                Ok(Reply::Pkcs11IdCount(count))
+            }
+            (Expectation::Pkcs11Entry, Notification::Pkcs11IdEntry(entry)) => {
+                Ok(Reply::Pkcs11Id(entry))
+            }
+            (_, other) => Err(other),
+        }
+    }
+
+    /// A line of an answer that ends with its result, not with `END`.
+    fn handle_result_line(&mut self, kind: ResultKind, line: &[u8]) -> Progress {
+        let answer = Answer::parse(line);
+        match (kind, answer) {
+            (ResultKind::ProtectFd, None) => match line.starts_with(b"PROTECTFD:") {
+                true => Progress::Complete(Ok(Reply::Success(line.into()))),
+                false => Progress::Foreign,
+            },
+            (_, None) => {
+                self.keep_row(line);
+                Progress::Taken
+            }
+            (ResultKind::PushUpdate, Some(answer)) if !is_push_update_result(answer) => {
+                self.keep_row(answer.text());
+                Progress::Taken
+            }
+            (_, Some(answer)) => {
+                self.keep_row(answer.text());
+                let text = self.take_text_joined();
+                Progress::Complete(match answer {
+                    Answer::Success(_) => Ok(Reply::Success(text)),
+                    Answer::Error(_) => Err(Rejected { text }),
+                })
+            }
+        }
+    }
+
+    /// A line of an answer that ends with `END`.
+    fn handle_block_line(&mut self, line: &[u8]) -> Progress {
+        if line == b"END" {
+            return Progress::Complete(Ok(self.finish_block()));
+        }
+        if !self.in_block {
+            // The first row of a block is a header, a time or text of the daemon's own: never `ERROR:`.
+            if let Some(error @ Answer::Error(_)) = Answer::parse(line) {
+                return Progress::Complete(error.into_result());
+            }
+        }
+        if self.keep_row(line) {
+            self.in_block = true;
+            Progress::Taken
+        } else {
+            Progress::Foreign
+        }
+    }
+
+    fn handle_counted_line(&mut self, line: &[u8], lines: u32) -> Progress {
+        if let Some(error @ Answer::Error(_)) = Answer::parse(line) {
+            return Progress::Complete(error.into_result());
+        }
+        // The daemon numbers its lines, so that the last tells itself.
+        let number = line
+            .strip_prefix(b"[")
+            .and_then(|rest| parse_u32(&rest[..memchr::memchr(b']', rest)?]));
+        let Some(number) = number else {
+            return Progress::Foreign;
+        };
+        self.keep_row(line);
+        if number >= lines - 1 {
+            Progress::Complete(Ok(self.finish_block()))
+        } else {
+            Progress::Taken
+        }
+    }
+
+    /// Keeps a row, or counts it as too many. `false` if it is not a row of this kind.
+    fn keep_row(&mut self, line: &[u8]) -> bool {
+        if let Body::Status(parser) = &mut self.body {
+            parser.handle_line(line);
+            return true;
+        }
+        self.body_bytes += line.len();
+        let room = self.body_bytes <= self.limits.history_bytes_max;
+        let lines_max = if room {
+            self.limits.history_lines_max
+        } else {
+            0
+        };
+        match &mut self.body {
+            Body::Text(rows) => push_row(rows, lines_max, || Some(Text::from(line))),
+            Body::States(rows) => push_row(rows, lines_max, || StateRecord::parse(&line.into())),
+            Body::Log(rows) => push_row(rows, lines_max, || LogRecord::parse(&line.into())),
+            Body::Echo(rows) => push_row(rows, lines_max, || EchoRecord::parse(&line.into())),
+            Body::RemoteEntries(rows) => {
+                push_row(rows, lines_max, || RemoteEntry::parse(&line.into()))
+            }
+            Body::Status(_) => true,
+        }
+    }
+
+    fn finish_block(&mut self) -> Reply {
+        match std::mem::replace(&mut self.body, Body::Text(History::default())) {
+            Body::States(rows) => Reply::States(rows),
+            Body::Log(rows) => Reply::Log(rows),
+            Body::Echo(rows) => Reply::Echo(rows),
+            Body::RemoteEntries(rows) => Reply::RemoteEntries(rows),
+            Body::Status(parser) => Reply::Status(Box::new(parser.finish())),
+            Body::Text(rows) => {
+                let typed = match self.expectation {
+                    Expectation::Rows {
+                        kind: RowKind::Version,
+                        ..
+                    } => parse_version(&rows.records).map(Reply::Version),
+                    Expectation::Rows {
+                        kind: RowKind::RemoteEntryCount,
+                        ..
+                    } => match &rows.records[..] {
+                        [count] => parse_u32(count.as_bytes()).map(Reply::RemoteEntryCount),
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                typed.unwrap_or(Reply::Lines(rows))
+            }
+        }
+    }
+
+    /// Makes sense of whatever came before the sentinel's answer.
+    fn finish_sentinel(&mut self, kind: SentinelKind) -> Result<Reply, Rejected> {
+        let Body::Text(rows) = std::mem::replace(&mut self.body, Body::Text(History::default()))
+        else {
+            return Ok(Reply::None);
+        };
+        match &rows.records[..] {
+            [] => return Ok(Reply::None),
+            [line] => {
+                if let Some(answer) = Answer::parse(line.as_bytes()) {
+                    return answer.into_result();
+                }
+            }
+            _ => {}
+        }
+        match (kind, parse_version(&rows.records)) {
+            (SentinelKind::VersionSet, Some(version)) => Ok(Reply::Version(version)),
+            _ => Ok(Reply::Lines(rows)),
+        }
+    }
+
+    fn take_text_joined(&mut self) -> Text {
+        let Body::Text(rows) = std::mem::replace(&mut self.body, Body::Text(History::default()))
+        else {
+            return Text::default();
+        };
+        match <[Text; 1]>::try_from(rows.records) {
+            Ok([only]) => only,
+            Err(records) => records
+                .iter()
+                .map(Text::as_bytes)
+                .collect::<Vec<_>>()
+                .join(&b'\n')
+                .into(),
+        }
+    }
+}
+
+/// A line with a verdict.
+#[derive(Clone, Copy)]
+enum Answer<'a> {
+    Success(&'a [u8]),
+    Error(&'a [u8]),
+}
+
+impl<'a> Answer<'a> {
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let without_space = |text: &'a [u8]| text.strip_prefix(b" ").unwrap_or(text);
+        if let Some(text) = line.strip_prefix(b"SUCCESS:") {
+            Some(Self::Success(without_space(text)))
+        } else {
+            line.strip_prefix(b"ERROR:")
+                .map(|text| Self::Error(without_space(text)))
+        }
+    }
+
+    fn text(self) -> &'a [u8] {
+        match self {
+            Self::Success(text) | Self::Error(text) => text,
+        }
+    }
+
+    fn into_result(self) -> Result<Reply, Rejected> {
+        match self {
+            Self::Success(text) => Ok(Reply::Success(text.into())),
+            Self::Error(text) => Err(Rejected { text: text.into() }),
+        }
+    }
+}
+
+/// Whether this line is the last of the answer to `push-update-*`. In doubt it is not: the deadline's fence then tells,
+/// where a wrong yes would leave a line over for the next command.
+fn is_push_update_result(answer: Answer<'_>) -> bool {
+    const LAST_LINES: [&[u8]; 6] = [
+        b"push-update command ",
+        b"push-update-cid fail during cid parsing",
+        b"unknown command",
+        b"The '",
+        b"the '",
+        b"Options ",
+    ];
+    LAST_LINES
+        .iter()
+        .any(|last| answer.text().starts_with(last))
+}
+
+/// The value of `SUCCESS: {name}={value}`; any other text as it is.
+fn parse_value(kind: ValueKind, text: &[u8]) -> Reply {
+    let number = |name: &[u8]| text.strip_prefix(name).and_then(parse_u32);
+    let reply = match kind {
+        ValueKind::Pid => number(b"pid=").map(Reply::Pid),
+        ValueKind::ClientCount => text
+            .strip_prefix(b"nclients=")
+            .and_then(parse_u64)
+            .map(Reply::ClientCount),
+        ValueKind::LoadStats => LoadStats::parse(text).map(Reply::LoadStats),
+        ValueKind::Hold => match text {
+            b"hold=0" => Some(Reply::Hold(false)),
+            b"hold=1" => Some(Reply::Hold(true)),
+            _ => None,
+        },
+        ValueKind::Verb => number(b"verb=").map(Reply::Verb),
+        ValueKind::Mute => number(b"mute=").map(Reply::Mute),
+        ValueKind::AuthRetry => text
+            .strip_prefix(b"auth-retry=")
+            .map(|mode| Reply::AuthRetry(mode.into())),
+        ValueKind::EnvFilter => number(b"env_filter_level=").map(Reply::EnvFilter),
+    };
+    reply.unwrap_or_else(|| Reply::Success(text.into()))
+}
+
+/// `OpenVPN Version: …` and `Management Version: N`; older daemons write `Management Interface Version`.
+fn parse_version(lines: &[Text]) -> Option<Version> {
+    let value = |names: &[&[u8]]| {
+        lines.iter().find_map(|line| {
+            let value = names
+                .iter()
+                .find_map(|name| line.as_bytes().strip_prefix(*name))?;
+            Some(line.slice_of(value))
+        })
+    };
+    Some(Version {
+        openvpn: value(&[b"OpenVPN Version: "])?,
+        management: value(&[b"Management Version: ", b"Management Interface Version: "])
+            .and_then(|text| parse_u32(text.as_bytes())),
+    })
+}
+
+/// Adds the row if there is room, else marks the history truncated. `false` if the line is no such row.
+fn push_row<T>(rows: &mut History<T>, lines_max: usize, parse: impl FnOnce() -> Option<T>) -> bool {
+    if rows.records.len() >= lines_max {
+        rows.truncated = true;
+        return true;
+    }
+    match parse() {
+        Some(row) => {
+            rows.records.push(row);
+            true
+        }
+        None => false,
+    }
+}
