@@ -44,6 +44,13 @@ impl SessionConfig {
             timings: Timings::default(),
         }
     }
+
+    /// The interval of `bytecount` as the daemon takes it: whole seconds, at least 1.
+    pub(crate) fn bytecount_secs(&self) -> Option<u32> {
+        let interval = self.bytecount?;
+        let whole_secs = interval.as_secs() + u64::from(interval.subsec_nanos() > 0);
+        Some(u32::try_from(whole_secs).unwrap_or(u32::MAX).max(1))
+    }
 }
 
 /// What to do when the daemon waits for `hold release`.

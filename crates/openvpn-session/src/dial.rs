@@ -1,18 +1,38 @@
 //! When and how sockets are opened.
 
+use std::io;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::address::Address;
+use crate::config::Timings;
+use crate::link::Stream;
+use crate::socket_watch::SocketWatch;
 
 /// Most dials a second over all sessions that share a [`DialPacer`]; further ones wait for their turn.
 pub const DIALS_PER_SECOND_MAX: u32 = 500;
 
-/// Spreads the dials of a whole fleet, so that a thousand daemons coming back at once do not stall it.
+/// A TCP peer that is silent for that long is asked whether it is still there …
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
+/// … that often …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// … and that many times before the connection is given up.
+const KEEPALIVE_RETRIES: u32 = 3;
+/// How long sent bytes may stay unacknowledged before the connection is given up.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Spreads the dials of a whole fleet, so that a thousand daemons coming back at once do not stall it, and wakes the
+/// sessions whose Unix socket appears.
 #[derive(Debug)]
 pub struct DialPacer {
     /// When the next dial may happen. Guards one addition, never held across an await.
     next: Mutex<Instant>,
+    pub(crate) sockets: SocketWatch,
 }
 
 impl DialPacer {
@@ -24,6 +44,7 @@ impl DialPacer {
     pub fn new() -> Self {
         Self {
             next: Mutex::new(Instant::now()),
+            sockets: SocketWatch::new(),
         }
     }
 
@@ -42,5 +63,79 @@ impl DialPacer {
 impl Default for DialPacer {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Why nothing answers at an address.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error("there is no socket at {0}: the daemon does not run, or has another --management path")]
+    Missing(String),
+    #[error("nobody listens at {0}: the daemon does not run, or has another --management address")]
+    Refused(String),
+    #[error(
+        "no permission to connect to {0}: the gateway's user must be able to write to the socket; \
+         see --management-client-user and --management-client-group, and the directory's mode"
+    )]
+    Permission(String),
+    /// Three connections wait already: one is served, two are in line.
+    #[error("another manager holds the daemon's only management slot, and its queue is full")]
+    QueueFull,
+    #[error("no answer from {address} within {waited:?}")]
+    Silent { address: String, waited: Duration },
+    #[error("cannot connect to {address}: {error}")]
+    Other { address: String, error: io::Error },
+}
+
+/// Opens a socket to `address`.
+pub(crate) async fn open(address: &Address, timings: &Timings) -> Result<Stream, DialError> {
+    match address {
+        Address::Unix(path) => open_unix(path)
+            .await
+            .map(Stream::Unix)
+            .map_err(|error| dial_error(address, error)),
+        Address::Tcp { host, port } => {
+            let waited = timings.connect_deadline;
+            match timeout(waited, open_tcp(host, *port)).await {
+                Ok(opened) => opened
+                    .map(Stream::Tcp)
+                    .map_err(|error| dial_error(address, error)),
+                // A full queue drops further connects. Nothing else does on this machine.
+                Err(_) if address.is_local() => Err(DialError::QueueFull),
+                Err(_) => Err(DialError::Silent {
+                    address: address.to_string(),
+                    waited,
+                }),
+            }
+        }
+    }
+}
+
+async fn open_unix(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(path).await
+}
+
+async fn open_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_AFTER)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_RETRIES),
+    )?;
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+    Ok(stream)
+}
+
+fn dial_error(address: &Address, error: io::Error) -> DialError {
+    let address = address.to_string();
+    match error.kind() {
+        io::ErrorKind::NotFound => DialError::Missing(address),
+        io::ErrorKind::ConnectionRefused => DialError::Refused(address),
+        io::ErrorKind::PermissionDenied => DialError::Permission(address),
+        io::ErrorKind::WouldBlock => DialError::QueueFull,
+        _ => DialError::Other { address, error },
     }
 }

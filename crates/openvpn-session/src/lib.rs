@@ -12,14 +12,23 @@
 //! - [`Observation`] is what it has to tell.
 
 mod address;
+mod attach;
 mod backoff;
 mod call;
 mod condition;
 mod config;
 mod dial;
+mod driver;
+mod link;
+mod login;
 mod mailbox;
 mod observation;
+mod password;
+mod polls;
+mod report;
 mod session;
+mod slot;
+mod socket_watch;
 
 pub use address::{Address, AddressError};
 pub use call::{

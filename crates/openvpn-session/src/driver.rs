@@ -1,0 +1,604 @@
+//! One session, from the greeting to its end.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use openvpn_management::{
+    Command, CommandId, DaemonState, HoldRequest, Notification, Output, Rejected, Reply, SendError,
+    StatusFormat,
+};
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+
+use crate::attach::Synchronisation;
+use crate::call::{Answer, CallError, NotSent, OutcomeUnknown};
+use crate::condition::Condition;
+use crate::config::{DisconnectPolicy, HoldPolicy, SessionConfig};
+use crate::link::{Link, Received};
+use crate::mailbox::Queued;
+use crate::observation::{Hint, Moment, Observation, Observer, Snapshot};
+use crate::polls::Polls;
+use crate::report::Report;
+
+/// Most bytes read in a row before the other sessions of the thread have their turn.
+const TURN_BYTES_MAX: usize = 256 * 1024;
+/// Most bytes read before a command is sent. What the kernel holds for a socket is less (`net.ipv4.tcp_rmem`: 6 MiB),
+/// so that everything that had arrived when the read began has been seen.
+const DRAIN_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Why a session is over.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// We were told to end.
+    Cancelled,
+    /// It broke, or the daemon left; a sentence.
+    Broken(String),
+}
+
+/// Drives one session: reads all there is, tells the observer, sends what is due, one command at a time.
+pub(crate) struct Driver<'a, O> {
+    link: Link,
+    config: &'a SessionConfig,
+    report: &'a mut Report<O>,
+    stage: Stage,
+    /// The one command that is owed a reply.
+    in_flight: Option<InFlight>,
+    /// Whether the daemon waits for a `hold release` that is ours to send.
+    release_due: bool,
+    /// Since when the daemon does not answer.
+    unresponsive_since: Option<Instant>,
+    /// What the daemon said about its own end.
+    farewell: Option<String>,
+}
+
+/// How far the session is.
+enum Stage {
+    Syncing(Synchronisation),
+    Attached { polls: Polls, since: Instant },
+}
+
+/// A command on the wire.
+struct InFlight {
+    id: CommandId,
+    purpose: Purpose,
+    sent: Moment,
+}
+
+/// Whose command it is.
+enum Purpose {
+    Synchronise,
+    Liveness,
+    Status,
+    Release,
+    Call(Caller),
+}
+
+/// The caller whose command is on the wire.
+struct Caller {
+    /// For the log.
+    command: &'static str,
+    deadline: Instant,
+    /// `None` once the caller was told that its deadline passed.
+    reply: Option<oneshot::Sender<Result<Answer, CallError>>>,
+}
+
+impl<'a, O: Observer> Driver<'a, O> {
+    /// Takes over a link on which the greeting has just been read.
+    pub(crate) fn new(link: Link, config: &'a SessionConfig, report: &'a mut Report<O>) -> Self {
+        Self {
+            link,
+            config,
+            report,
+            stage: Stage::Syncing(Synchronisation::default()),
+            in_flight: None,
+            release_due: false,
+            unresponsive_since: None,
+            farewell: None,
+        }
+    }
+
+    /// Runs the session to its end; gives why, and how long it was attached.
+    pub(crate) async fn run(mut self, cancel: &CancellationToken) -> (Ended, Duration) {
+        let ended = loop {
+            let is_drained = match self.advance() {
+                Ok(is_drained) => is_drained,
+                Err(ended) => break ended,
+            };
+            if !is_drained {
+                yield_now().await;
+            }
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break Ended::Cancelled,
+                ready = self.link.ready() => if let Err(error) = ready {
+                    break broken(&error);
+                },
+                () = self.report.mailbox.wake.notified() => {}
+                () = sleep_until(self.next_wake().into()) => {}
+            }
+        };
+        self.finish(ended)
+    }
+
+    /// Does all there is to do now; gives whether the socket was read to its end.
+    fn advance(&mut self) -> Result<bool, Ended> {
+        let is_drained = self.receive(TURN_BYTES_MAX)?;
+        self.handle_time()?;
+        while self.dispatch()? {
+            self.handle_outputs(Moment::now())?;
+        }
+        self.transmit()?;
+        Ok(is_drained)
+    }
+
+    /// Reads into the protocol, and tells what it has to say; `false` if there may be more than `bytes_max`.
+    fn receive(&mut self, bytes_max: usize) -> Result<bool, Ended> {
+        let mut length = 0;
+        while length < bytes_max {
+            let now = Moment::now();
+            match self.link.receive(now.monotonic) {
+                Ok(Received::Bytes(more)) => length += more,
+                Ok(Received::Nothing) => {
+                    self.handle_outputs(now)?;
+                    return Ok(true);
+                }
+                Ok(Received::End) => {
+                    self.handle_outputs(now)?;
+                    return Err(self.left());
+                }
+                Err(error) => return Err(broken(&error)),
+            }
+            self.handle_outputs(now)?;
+        }
+        Ok(false)
+    }
+
+    fn transmit(&mut self) -> Result<(), Ended> {
+        self.link.transmit().map_err(|error| broken(&error))
+    }
+
+    /// The daemon closed its end.
+    fn left(&mut self) -> Ended {
+        let farewell = self.farewell.take();
+        Ended::Broken(farewell.unwrap_or_else(|| "the daemon closed the session".to_owned()))
+    }
+
+    /// Acts on deadlines that have passed.
+    fn handle_time(&mut self) -> Result<(), Ended> {
+        let now = Moment::now();
+        self.link.connection.handle_timeout(now.monotonic);
+        self.handle_outputs(now)?;
+        if let Some(InFlight {
+            purpose: Purpose::Call(caller),
+            sent,
+            ..
+        }) = &mut self.in_flight
+            && caller.deadline <= now.monotonic
+            && let Some(reply) = caller.reply.take()
+        {
+            let waited = now.monotonic - sent.monotonic;
+            let why = OutcomeUnknown::Deadline { waited };
+            drop(reply.send(Err(CallError::OutcomeUnknown {
+                sent: sent.wall,
+                why,
+            })));
+        }
+        if self.gives_up_at().is_some_and(|at| at <= now.monotonic) {
+            let waited = self.config.timings.unresponsive_reconnect;
+            return Err(Ended::Broken(format!(
+                "no answer for {waited:?}: connecting anew"
+            )));
+        }
+        Ok(())
+    }
+
+    /// When an unresponsive daemon loses its session; never where that would harm it.
+    fn gives_up_at(&self) -> Option<Instant> {
+        match self.config.disconnect {
+            DisconnectPolicy::Harmless => {
+                Some(self.unresponsive_since? + self.config.timings.unresponsive_reconnect)
+            }
+            DisconnectPolicy::Destructive => None,
+        }
+    }
+
+    /// When there is something to do though nothing happens.
+    fn next_wake(&self) -> Instant {
+        // Far enough, and representable everywhere.
+        let mut wake = Moment::now().monotonic + Duration::from_secs(3_600);
+        let mut at = |due: Option<Instant>| wake = due.map_or(wake, |due| wake.min(due));
+        at(self.link.connection.poll_timeout());
+        at(self.gives_up_at());
+        match (&self.in_flight, &self.stage) {
+            (
+                Some(InFlight {
+                    purpose: Purpose::Call(caller),
+                    ..
+                }),
+                _,
+            ) => {
+                at(caller.reply.as_ref().map(|_| caller.deadline));
+            }
+            (None, Stage::Attached { polls, .. }) if self.link.connection.is_ready() => {
+                let wanted = self.report.mailbox.refresh_wanted();
+                at(Some(polls.liveness_due()));
+                at(Some(polls.status_due(wanted, &self.config.timings)));
+            }
+            _ => {}
+        }
+        wake
+    }
+
+    /// Sends the next command if there is one and the daemon owes us nothing; whether to look again.
+    fn dispatch(&mut self) -> Result<bool, Ended> {
+        if self.in_flight.is_some() || !self.link.connection.is_ready() {
+            return Ok(false);
+        }
+        let now = Moment::now().monotonic;
+        let timings = &self.config.timings;
+        let (command, purpose, deadline) = match &mut self.stage {
+            Stage::Syncing(synchronisation) => match synchronisation.next_command(self.config) {
+                Some(command @ Command::Status { .. }) => {
+                    (command, Purpose::Synchronise, timings.status_deadline)
+                }
+                Some(command) => (command, Purpose::Synchronise, timings.reply_deadline),
+                None => {
+                    self.synchronised();
+                    return Ok(true);
+                }
+            },
+            Stage::Attached { polls, .. } => {
+                if let Some(queued) = self.report.mailbox.next_control() {
+                    return self.send_call(queued).map(|()| true);
+                }
+                let wanted = self.report.mailbox.refresh_wanted();
+                if self.release_due {
+                    self.release_due = false;
+                    let release = Command::Hold(HoldRequest::Release);
+                    (release, Purpose::Release, timings.reply_deadline)
+                } else if polls.liveness_due() <= now {
+                    polls.handle_liveness_sent(self.config, now);
+                    (
+                        Command::LoadStats,
+                        Purpose::Liveness,
+                        timings.reply_deadline,
+                    )
+                } else if polls.status_due(wanted, timings) <= now {
+                    polls.handle_status_sent(self.config, now);
+                    let format = StatusFormat::V3;
+                    (
+                        Command::Status { format },
+                        Purpose::Status,
+                        timings.status_deadline,
+                    )
+                } else if let Some(queued) = self.report.mailbox.next_read() {
+                    return self.send_call(queued).map(|()| true);
+                } else {
+                    return Ok(false);
+                }
+            }
+        };
+        match self.send(&command, deadline, purpose) {
+            Ok(()) => Ok(true),
+            // All of them are constant but for their numbers.
+            Err((_, error)) => Err(Ended::Broken(format!("{}: {error}", command.name()))),
+        }
+    }
+
+    /// Puts a command on the wire.
+    fn send(
+        &mut self,
+        command: &Command,
+        deadline: Duration,
+        purpose: Purpose,
+    ) -> Result<(), (Purpose, SendError)> {
+        let sent = Moment::now();
+        match self.link.connection.send(command, deadline, sent.monotonic) {
+            Ok(id) => {
+                self.in_flight = Some(InFlight { id, purpose, sent });
+                Ok(())
+            }
+            Err(error) => Err((purpose, error)),
+        }
+    }
+
+    /// Sends a caller's command, unless there is a reason by now not to.
+    fn send_call(&mut self, queued: Queued) -> Result<(), Ended> {
+        let Queued { call, reply, .. } = queued;
+        // The guard must know all that the daemon had said by now.
+        if let Err(ended) = self.receive(DRAIN_BYTES_MAX) {
+            let condition = Condition::Connecting;
+            drop(reply.send(Err(NotSent::Detached { condition }.into())));
+            return Err(ended);
+        }
+        if let Err(not_sent) = self.admit(call.guard, call.deadline) {
+            drop(reply.send(Err(not_sent.into())));
+            return Ok(());
+        }
+        let caller = Caller {
+            command: call.command.name(),
+            deadline: call.deadline,
+            reply: Some(reply),
+        };
+        let reply_deadline = self.reply_deadline(&call.command);
+        let sent = self.send(&call.command, reply_deadline, Purpose::Call(caller));
+        if let Err((
+            Purpose::Call(Caller {
+                reply: Some(reply), ..
+            }),
+            error,
+        )) = sent
+        {
+            let not_sent = match error {
+                SendError::Encode(error) => NotSent::Encode(error),
+                _ => NotSent::Detached {
+                    condition: self.report.condition(),
+                },
+            };
+            drop(reply.send(Err(not_sent.into())));
+        }
+        // Now, so that nothing is read between the guard and the write.
+        self.transmit()
+    }
+
+    fn reply_deadline(&self, command: &Command) -> Duration {
+        match command {
+            Command::Status { .. } => self.config.timings.status_deadline,
+            _ => self.config.timings.reply_deadline,
+        }
+    }
+
+    /// Whether a call may still be sent.
+    fn admit(&self, guard: Option<crate::call::Guard>, deadline: Instant) -> Result<(), NotSent> {
+        if !self.link.connection.is_ready() {
+            return Err(NotSent::Detached {
+                condition: self.report.condition(),
+            });
+        }
+        if deadline <= Moment::now().monotonic {
+            return Err(NotSent::Deadline);
+        }
+        guard
+            .map_or(Ok(()), |guard| guard())
+            .map_err(NotSent::Guard)
+    }
+
+    /// Tells what the protocol has to say.
+    fn handle_outputs(&mut self, now: Moment) -> Result<(), Ended> {
+        while let Some(output) = self.link.poll_output() {
+            match output {
+                Output::Notification(notification) => self.handle_notification(notification, now),
+                Output::Reply { id, result, .. } => self.handle_answer(id, Some(result), now),
+                Output::Lost { id } => self.handle_answer(id, None, now),
+                Output::Unanswered { .. } => self.handle_unanswered(now),
+                Output::Responsive => self.handle_responsive(now),
+                Output::Unsolicited(text) => self.observe(Observation::Unsolicited(text), now),
+                Output::Violation(violation) => {
+                    return Err(Ended::Broken(format!(
+                        "the daemon breaks the protocol: {violation}"
+                    )));
+                }
+                // All of these come before the greeting only.
+                Output::PasswordRequested
+                | Output::PasswordRefused
+                | Output::PasswordAccepted
+                | Output::Greeted { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self, observation: Observation, now: Moment) {
+        let hint = self.report.observe(observation, now);
+        self.handle_hint(hint, now);
+    }
+
+    fn handle_hint(&mut self, hint: Hint, now: Moment) {
+        match &mut self.stage {
+            Stage::Attached { polls, .. } => {
+                polls.handle_hint(hint, &self.config.timings, now.monotonic);
+            }
+            // The synchronisation asks everything anyway.
+            Stage::Syncing(_) => {}
+        }
+    }
+
+    fn handle_notification(&mut self, notification: Notification, now: Moment) {
+        match &notification {
+            Notification::Hold { .. } => {
+                self.release_due = self.config.hold == HoldPolicy::Release;
+            }
+            Notification::Fatal(text) => {
+                self.farewell = Some(format!("the daemon ended: {text}"));
+            }
+            Notification::State(record) => match record.state {
+                // Only now does `status` list clients again.
+                DaemonState::Connected => self.handle_hint(Hint::Poll, now),
+                DaemonState::Exiting => {
+                    self.farewell = Some(format!("the daemon exited: {}", record.detail));
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+        self.observe(Observation::Notification(notification), now);
+    }
+
+    /// The command on the wire is answered; `None` if it never will be.
+    fn handle_answer(
+        &mut self,
+        id: CommandId,
+        answer: Option<Result<Reply, Rejected>>,
+        now: Moment,
+    ) {
+        let Some(InFlight { purpose, sent, .. }) = self.in_flight.take_if(|sent| sent.id == id)
+        else {
+            return;
+        };
+        match purpose {
+            Purpose::Synchronise => {
+                if let Stage::Syncing(synchronisation) = &mut self.stage {
+                    synchronisation.record(answer, sent, now);
+                }
+            }
+            Purpose::Liveness => {
+                if let Some(Ok(Reply::LoadStats(stats))) = answer {
+                    self.observe(Observation::LoadStats(stats), now);
+                }
+            }
+            Purpose::Status => self.handle_status(answer, sent, now),
+            Purpose::Release => {
+                if let Some(Ok(_)) = answer {
+                    self.observe(Observation::Released, now);
+                }
+            }
+            Purpose::Call(caller) => caller.settle(answer, sent.wall),
+        }
+    }
+
+    fn handle_status(
+        &mut self,
+        answer: Option<Result<Reply, Rejected>>,
+        asked: Moment,
+        answered: Moment,
+    ) {
+        match answer {
+            Some(Ok(Reply::Status(status))) => {
+                let status = *status;
+                let snapshot = Snapshot {
+                    status,
+                    asked,
+                    answered,
+                };
+                self.observe(Observation::Snapshot(Box::new(snapshot)), answered);
+                self.report.mailbox.refreshed(asked);
+            }
+            Some(Err(Rejected { text })) => {
+                let sent = asked.wall;
+                self.report
+                    .mailbox
+                    .refresh_failed(asked, || CallError::Rejected {
+                        text: text.clone(),
+                        sent,
+                    });
+                self.observe(Observation::SnapshotRefused { text }, answered);
+            }
+            Some(Ok(_)) | None => {
+                self.report
+                    .mailbox
+                    .refresh_failed(asked, || CallError::OutcomeUnknown {
+                        sent: asked.wall,
+                        why: OutcomeUnknown::Skipped,
+                    });
+            }
+        }
+    }
+
+    fn handle_unanswered(&mut self, now: Moment) {
+        self.unresponsive_since.get_or_insert(now.monotonic);
+        let reason = match &self.in_flight {
+            Some(in_flight) => {
+                let waited = now.monotonic - in_flight.sent.monotonic;
+                format!(
+                    "no answer for {:.1} s; the daemon hangs or its host does",
+                    waited.as_secs_f64()
+                )
+            }
+            None => "no answer".to_owned(),
+        };
+        self.report.stands(Condition::Unresponsive, reason);
+    }
+
+    fn handle_responsive(&mut self, now: Moment) {
+        self.unresponsive_since = None;
+        match self.stage {
+            Stage::Syncing(_) => self.report.stands(Condition::Syncing, ""),
+            Stage::Attached { .. } => self.report.stands(Condition::Attached, ""),
+        }
+        self.handle_hint(Hint::Poll, now);
+    }
+
+    /// All is asked: hands over the facts and opens the lanes.
+    fn synchronised(&mut self) {
+        let now = Moment::now();
+        let polls = Polls::new(self.config, now.monotonic);
+        let since = now.monotonic;
+        let stage = std::mem::replace(&mut self.stage, Stage::Attached { polls, since });
+        if let Stage::Syncing(synchronisation) = stage {
+            let facts = synchronisation.into_facts();
+            let asked = facts.snapshot.as_ref().map(|snapshot| snapshot.asked);
+            self.observe(Observation::Synchronised(Box::new(facts)), now);
+            if let Some(asked) = asked {
+                self.report.mailbox.refreshed(asked);
+            }
+        }
+        self.report.stands(Condition::Attached, "");
+    }
+
+    /// Tells everybody that the session is over.
+    fn finish(self, ended: Ended) -> (Ended, Duration) {
+        let now = Moment::now();
+        let reason = match &ended {
+            Ended::Cancelled => "the session was ended by the gateway".to_owned(),
+            Ended::Broken(reason) => reason.clone(),
+        };
+        self.report.mailbox.forget_snapshot();
+        if let Some(InFlight {
+            purpose: Purpose::Call(caller),
+            sent,
+            ..
+        }) = self.in_flight
+        {
+            let why = OutcomeUnknown::SessionEnded {
+                reason: reason.clone(),
+            };
+            caller.answer(Err(CallError::OutcomeUnknown {
+                sent: sent.wall,
+                why,
+            }));
+        }
+        self.report.observe(Observation::Detached { reason }, now);
+        let attached = match self.stage {
+            Stage::Attached { since, .. } => now.monotonic - since,
+            Stage::Syncing(_) => Duration::ZERO,
+        };
+        (ended, attached)
+    }
+}
+
+impl Caller {
+    fn settle(self, answer: Option<Result<Reply, Rejected>>, sent: SystemTime) {
+        self.answer(match answer {
+            Some(Ok(reply)) => Ok(Answer { reply, sent }),
+            Some(Err(Rejected { text })) => Err(CallError::Rejected { text, sent }),
+            None => Err(CallError::OutcomeUnknown {
+                sent,
+                why: OutcomeUnknown::Skipped,
+            }),
+        });
+    }
+
+    fn answer(self, answer: Result<Answer, CallError>) {
+        let unheard = match self.reply {
+            Some(reply) => reply.send(answer).err(),
+            None => Some(answer),
+        };
+        if let Some(answer) = unheard {
+            let outcome = match &answer {
+                Ok(_) => "done",
+                Err(CallError::Rejected { .. }) => "refused",
+                Err(CallError::NotSent(_) | CallError::OutcomeUnknown { .. }) => "unknown",
+            };
+            tracing::info!(
+                command = self.command,
+                outcome,
+                "nobody waits for this answer any more"
+            );
+        }
+    }
+}
+
+fn broken(error: &std::io::Error) -> Ended {
+    Ended::Broken(format!("the session broke: {error}"))
+}

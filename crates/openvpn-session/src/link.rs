@@ -1,0 +1,154 @@
+//! An open socket and the protocol's state on it.
+
+use std::cell::RefCell;
+use std::io;
+use std::time::Instant;
+
+use bytes::{Buf, Bytes};
+use openvpn_management::{Connection, Limits, Output};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+
+/// Most bytes read at once. Also bounds what the protocol may have to say about one read.
+const READ_BYTES_MAX: usize = 32 * 1024;
+
+thread_local! {
+    /// Where reads land. One for all sessions of a thread: it is only used between two awaits, and a buffer of its own
+    /// would be most of what an idle session costs.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into_boxed_slice());
+}
+
+/// A management socket of either kind.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.try_read(buffer),
+            Self::Tcp(stream) => stream.try_read(buffer),
+        }
+    }
+
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.try_write(bytes),
+            Self::Tcp(stream) => stream.try_write(bytes),
+        }
+    }
+
+    async fn ready(&self, interest: Interest) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.ready(interest).await.map(drop),
+            Self::Tcp(stream) => stream.ready(interest).await.map(drop),
+        }
+    }
+}
+
+/// What one read found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// That many bytes, which the protocol now has.
+    Bytes(usize),
+    /// Nothing is there yet.
+    Nothing,
+    /// The daemon closed its end.
+    End,
+}
+
+/// A socket, the protocol on it, and what the socket did not take yet.
+#[derive(Debug)]
+pub(crate) struct Link {
+    stream: Stream,
+    pub(crate) connection: Connection,
+    /// The rest of a write the socket took in part. At most one command and one fence are behind it.
+    unsent: Bytes,
+    /// The first bytes received, to show when they are not OpenVPN's; emptied by [`settle`](Self::settle).
+    first_bytes: Vec<u8>,
+}
+
+impl Link {
+    /// Most first bytes kept; both things a daemon may begin with are shorter.
+    const FIRST_BYTES_MAX: usize = 48;
+
+    pub(crate) fn new(stream: Stream, limits: Limits) -> Self {
+        Self {
+            stream,
+            connection: Connection::new(limits),
+            unsent: Bytes::new(),
+            first_bytes: Vec::with_capacity(Self::FIRST_BYTES_MAX),
+        }
+    }
+
+    /// Reads once, without waiting, into the protocol.
+    pub(crate) fn receive(&mut self, now: Instant) -> io::Result<Received> {
+        SCRATCH.with_borrow_mut(|scratch| match self.stream.try_read(scratch) {
+            Ok(0) => Ok(Received::End),
+            Ok(length) => {
+                let bytes = &scratch[..length];
+                let room = self.first_bytes.capacity() - self.first_bytes.len();
+                self.first_bytes
+                    .extend_from_slice(&bytes[..length.min(room)]);
+                self.connection.handle_input(bytes, now);
+                Ok(Received::Bytes(length))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Received::Nothing),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Writes what the protocol wants written, as far as the socket takes it.
+    pub(crate) fn transmit(&mut self) -> io::Result<()> {
+        loop {
+            if self.unsent.is_empty() {
+                let Some(bytes) = self.connection.poll_transmit() else {
+                    return Ok(());
+                };
+                self.unsent = bytes;
+            }
+            match self.stream.try_write(&self.unsent) {
+                Ok(length) => self.unsent.advance(length),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until there is something to read, or room for what is unsent.
+    pub(crate) async fn ready(&self) -> io::Result<()> {
+        let interest = if self.unsent.is_empty() {
+            Interest::READABLE
+        } else {
+            Interest::READABLE | Interest::WRITABLE
+        };
+        self.stream.ready(interest).await
+    }
+
+    /// What the protocol has to say.
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.connection.poll_output()
+    }
+
+    /// The first bytes received so far, if OpenVPN's management interface would not begin like that.
+    pub(crate) fn foreign_first_bytes(&self) -> Option<&[u8]> {
+        let like = |beginning: &[u8]| {
+            let length = beginning.len().min(self.first_bytes.len());
+            self.first_bytes[..length] == beginning[..length]
+        };
+        let is_ours = like(b"ENTER PASSWORD:") || like(b">INFO:");
+        (!is_ours).then_some(&self.first_bytes)
+    }
+
+    /// Whether the daemon has said anything.
+    pub(crate) fn has_received(&self) -> bool {
+        !self.first_bytes.is_empty()
+    }
+
+    /// Forgets the first bytes: the daemon has shown itself to be one.
+    pub(crate) fn settle(&mut self) {
+        self.first_bytes = Vec::new();
+    }
+}

@@ -1,0 +1,90 @@
+//! When the session asks by itself.
+
+use std::time::{Duration, Instant};
+
+use crate::backoff::random_fraction;
+use crate::config::{SessionConfig, Timings};
+use crate::observation::Hint;
+
+/// When `status` and `load-stats` are due.
+///
+/// The daemon does nothing else while it writes a `status`, so that all reasons to ask share one, and two are always
+/// some time apart.
+#[derive(Debug)]
+pub(crate) struct Polls {
+    /// When `status` is due though nothing calls for it.
+    status_due: Instant,
+    /// When `status` was last asked.
+    status_asked: Instant,
+    /// Whether a hint has come since.
+    hinted: bool,
+    /// When to look for a client that is leaving: soon, and for certain.
+    leaving: [Option<Instant>; 2],
+    /// When `load-stats` is due.
+    liveness_due: Instant,
+}
+
+impl Polls {
+    /// The schedule of a session that asked both at `now`.
+    pub(crate) fn new(config: &SessionConfig, now: Instant) -> Self {
+        Self {
+            status_due: now + config.status_interval,
+            status_asked: now,
+            hinted: false,
+            leaving: [None; 2],
+            liveness_due: now + varied(config.timings.liveness_interval),
+        }
+    }
+
+    /// Something happened that a snapshot would explain.
+    pub(crate) fn handle_hint(&mut self, hint: Hint, timings: &Timings, now: Instant) {
+        match hint {
+            Hint::None => {}
+            Hint::Poll => self.hinted = true,
+            Hint::Leaving => {
+                let [soon, certain] = timings.leaving_polls.map(|wait| now + wait);
+                // The first to leave decides when to look first, the last one when to look last.
+                self.leaving[0] = Some(self.leaving[0].map_or(soon, |due| due.min(soon)));
+                self.leaving[1] = Some(certain);
+            }
+        }
+    }
+
+    /// `status` is asked now.
+    pub(crate) fn handle_status_sent(&mut self, config: &SessionConfig, now: Instant) {
+        self.status_due = now + config.status_interval;
+        self.status_asked = now;
+        self.hinted = false;
+        for due in &mut self.leaving {
+            *due = due.filter(|due| *due > now);
+        }
+    }
+
+    /// `load-stats` is asked now.
+    pub(crate) fn handle_liveness_sent(&mut self, config: &SessionConfig, now: Instant) {
+        self.liveness_due = now + varied(config.timings.liveness_interval);
+    }
+
+    /// When to ask `load-stats`.
+    pub(crate) fn liveness_due(&self) -> Instant {
+        self.liveness_due
+    }
+
+    /// When to ask `status`, where callers wait for one asked at `wanted` or later.
+    pub(crate) fn status_due(&self, wanted: Option<Instant>, timings: &Timings) -> Instant {
+        let spaced = |due: Instant, spacing: Duration| due.max(self.status_asked + spacing);
+        // A hint is due since it came, so that its spacing alone decides.
+        let hint = self.hinted.then_some(self.status_asked);
+        let hints = [hint, self.leaving[0], self.leaving[1]]
+            .into_iter()
+            .flatten()
+            .map(|due| spaced(due, timings.hint_spacing));
+        let demand = wanted.map(|due| spaced(due, timings.refresh_spacing));
+        hints.chain(demand).fold(self.status_due, Instant::min)
+    }
+}
+
+/// An interval ± 20 %, so that the daemons of a fleet are not all asked at once.
+fn varied(interval: Duration) -> Duration {
+    interval.mul_f64(0.8 + 0.4 * random_fraction())
+}
