@@ -67,13 +67,29 @@ impl Text {
 /// A name from a peer's certificate must not be able to move the cursor of the terminal that shows it.
 pub(crate) fn write_escaped(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for character in String::from_utf8_lossy(bytes).chars() {
-        if character.is_control() {
-            write!(f, "{}", character.escape_default())?;
-        } else {
-            f.write_char(character)?;
-        }
+        write_character(character, f)?;
     }
     Ok(())
+}
+
+/// Like [`write_escaped`], in double quotes that stay unambiguous.
+pub(crate) fn write_quoted(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.write_char('"')?;
+    for character in String::from_utf8_lossy(bytes).chars() {
+        if matches!(character, '"' | '\\') {
+            f.write_char('\\')?;
+        }
+        write_character(character, f)?;
+    }
+    f.write_char('"')
+}
+
+fn write_character(character: char, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if character.is_control() {
+        write!(f, "{}", character.escape_default())
+    } else {
+        f.write_char(character)
+    }
 }
 
 impl fmt::Display for Text {
@@ -84,9 +100,7 @@ impl fmt::Display for Text {
 
 impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_char('"')?;
-        write_escaped(&self.0, f)?;
-        f.write_char('"')
+        write_quoted(&self.0, f)
     }
 }
 

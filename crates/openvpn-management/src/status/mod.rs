@@ -6,7 +6,7 @@ use std::fmt;
 
 pub use self::parser::StatusParser;
 use crate::limits::Limits;
-use crate::text::{Cid, Text, write_escaped};
+use crate::text::{Cid, Text, write_quoted};
 
 /// Most quarantined rows kept as text; further ones are only counted.
 pub const QUARANTINED_ROWS_MAX: usize = 8;
@@ -311,8 +311,6 @@ struct Shown<'a>(&'a [u8]);
 
 impl fmt::Debug for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"")?;
-        write_escaped(self.0, f)?;
-        write!(f, "\"")
+        write_quoted(self.0, f)
     }
 }
