@@ -1,9 +1,13 @@
 //! Whole-system scenarios: the gateway as its users run it, on real OpenVPN daemons.
 
 mod arrivals;
+mod callers;
 mod commands;
+mod faults;
 mod kill;
 mod lab;
 mod outage;
+mod refusals;
 mod restart;
+mod resume;
 mod view;
