@@ -1,0 +1,269 @@
+//! A reader: a position in the journal, and no queue.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::{Entry, Journal, Position, Record, Rings};
+use crate::event::{EventClass, Gap, GapCause};
+use crate::event_filter::EventFilter;
+use crate::name::Labels;
+
+/// Fewest entries looked at under one lock.
+const CHUNK_MIN: usize = 64;
+/// Most entries looked at under one lock.
+const CHUNK_MAX: usize = 1_024;
+/// Entries looked at in one call, so that a filter that matches little does not keep a thread busy.
+const LOOKED_AT_MAX: usize = 16 * CHUNK_MAX;
+
+/// Where a reader begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With the next entry.
+    Now,
+    /// Behind this position.
+    Position(Position),
+    /// With the oldest entry kept.
+    Oldest,
+    /// With the first entry made at or after this moment.
+    Time(SystemTime),
+}
+
+/// A place in the journal that moves on as it is read.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    /// Entries up to here were given or filtered out.
+    position: Position,
+    /// By class: up to here, entries were given, filtered out, or reported missing.
+    accounted: [u64; 3],
+    /// The reader came with a position of another run and was not told yet.
+    restarted: bool,
+}
+
+/// What one read gave.
+#[derive(Debug)]
+pub struct Batch {
+    /// In order.
+    pub items: Vec<Item>,
+    /// Behind the last of them, or further: what lies between was filtered out.
+    pub next: Position,
+    /// There was nothing more at that moment.
+    pub is_end: bool,
+}
+
+/// One thing that a reader shows.
+#[derive(Debug, Clone)]
+pub enum Item {
+    /// An event; its [`Record`] is never a gap.
+    Event(Arc<Entry>),
+    /// A hole, before the next event.
+    Gap {
+        /// Which.
+        gap: Gap,
+        /// Reading from here gives what follows it.
+        resume: Position,
+    },
+}
+
+impl Journal {
+    /// A reader.
+    #[must_use]
+    pub fn reader(&self, start: Start) -> Reader {
+        let rings = self.lock();
+        let evicted = |class: usize| {
+            rings.rings[class]
+                .evicted()
+                .map_or(self.start, |evicted| evicted.through)
+        };
+        let reader = |sequence, accounted| Reader {
+            position: self.position(sequence),
+            accounted,
+            restarted: false,
+        };
+        match start {
+            Start::Now => reader(rings.newest(), [rings.newest(); 3]),
+            Start::Position(position) if position.run == self.run => {
+                let sequence = position.sequence.min(rings.newest());
+                reader(sequence, [sequence; 3])
+            }
+            Start::Position(_) => Reader {
+                restarted: true,
+                ..reader(self.start, [0, 1, 2].map(evicted))
+            },
+            Start::Oldest => reader(self.start, [0, 1, 2].map(evicted)),
+            Start::Time(time) => {
+                let first = rings
+                    .rings
+                    .iter()
+                    .filter_map(|ring| ring.first_since(time))
+                    .map(|entry| entry.sequence)
+                    .min();
+                let accounted = [0, 1, 2].map(|class: usize| match rings.rings[class].evicted() {
+                    // Something from that time on is missing.
+                    Some(evicted) if evicted.time >= time => self.start,
+                    Some(evicted) => evicted.through,
+                    None => self.start,
+                });
+                reader(first.map_or(rings.newest(), |first| first - 1), accounted)
+            }
+        }
+    }
+
+    /// Gives what lies behind the reader's position and moves it on: at most `limit` items that `filter` wants, and a
+    /// gap before the first event behind every hole that touches what `filter` wants.
+    pub fn read(&self, reader: &mut Reader, limit: usize, filter: &EventFilter) -> Batch {
+        let mut items = Vec::new();
+        if std::mem::take(&mut reader.restarted) {
+            let gap = self.gap(GapCause::GatewayRestarted, None);
+            items.push(Item::Gap {
+                gap,
+                resume: reader.position,
+            });
+        }
+        // Gaps of any class are among the life cycle.
+        let wanted = EventClass::ALL
+            .map(|class| class == EventClass::Lifecycle || filter.wants_class(class));
+        let chunk_max = limit.clamp(CHUNK_MIN, CHUNK_MAX);
+        let mut looked_at = 0;
+        loop {
+            let (chunk, newest) = {
+                let rings = self.lock();
+                self.report_compacted(&rings, reader, filter, &mut items);
+                (
+                    copy_chunk(&rings, reader.position.sequence, wanted, chunk_max),
+                    rings.newest(),
+                )
+            };
+            let is_last = chunk.len() < chunk_max;
+            looked_at += chunk.len();
+            for entry in chunk {
+                if items.len() >= limit {
+                    return self.batch(items, reader, false);
+                }
+                reader.move_to(entry.sequence);
+                match &entry.record {
+                    Record::Event(event) if filter.wants(event) => items.push(Item::Event(entry)),
+                    Record::Gap(gap) if filter.wants_gap(gap) => items.push(Item::Gap {
+                        gap: gap.clone(),
+                        resume: reader.position,
+                    }),
+                    Record::Event(_) | Record::Gap(_) => {}
+                }
+            }
+            if is_last {
+                reader.move_to(newest);
+                return self.batch(items, reader, true);
+            }
+            if looked_at >= LOOKED_AT_MAX {
+                return self.batch(items, reader, false);
+            }
+        }
+    }
+
+    fn batch(&self, items: Vec<Item>, reader: &Reader, is_end: bool) -> Batch {
+        let _ = self;
+        Batch {
+            items,
+            next: reader.position,
+            is_end,
+        }
+    }
+
+    fn gap(&self, cause: GapCause, class: Option<EventClass>) -> Gap {
+        Gap {
+            cause,
+            gateway: self.gateway.clone(),
+            instance: None,
+            labels: Labels::default(),
+            class,
+            count: None,
+            not_before: None,
+            not_after: None,
+        }
+    }
+
+    /// Adds a gap for each class of which something the filter wants was thrown away before the reader came to it.
+    fn report_compacted(
+        &self,
+        rings: &Rings,
+        reader: &mut Reader,
+        filter: &EventFilter,
+        items: &mut Vec<Item>,
+    ) {
+        for class in EventClass::ALL {
+            let ring = &rings.rings[class as usize];
+            let accounted = reader.accounted[class as usize];
+            if ring.evicted().is_none_or(|all| all.through <= accounted) {
+                continue;
+            }
+            let wants_class = filter.wants_class(class);
+            let evicted = if !wants_class {
+                ring.evicted_gaps().map(|evicted| (evicted, None))
+            } else if filter.selector.is_everything() {
+                ring.evicted().map(|evicted| (evicted, None))
+            } else {
+                ring.evicted_of(|instance, labels| {
+                    filter.selector.matches(&self.gateway, instance, labels)
+                })
+            };
+            let Some((evicted, instance)) =
+                evicted.filter(|(evicted, _)| evicted.through > accounted)
+            else {
+                continue;
+            };
+            reader.accounted[class as usize] = evicted.through;
+            items.push(Item::Gap {
+                gap: Gap {
+                    instance: instance.cloned(),
+                    // All that was ever thrown away is missing only to a reader from before all of it.
+                    count: (accounted == self.start && filter.wants_whole_class(class))
+                        .then_some(evicted.count),
+                    not_after: Some(evicted.time),
+                    ..self.gap(GapCause::Compacted, wants_class.then_some(class))
+                },
+                resume: reader.position,
+            });
+        }
+    }
+}
+
+impl Reader {
+    /// Where it is.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    fn move_to(&mut self, sequence: u64) {
+        self.position.sequence = self.position.sequence.max(sequence);
+        for accounted in &mut self.accounted {
+            *accounted = sequence.max(*accounted);
+        }
+    }
+}
+
+/// The next entries behind `sequence` of the classes that are wanted, in order.
+fn copy_chunk(
+    rings: &Rings,
+    sequence: u64,
+    wanted: [bool; 3],
+    chunk_max: usize,
+) -> Vec<Arc<Entry>> {
+    let mut next = [0, 1, 2].map(|class: usize| rings.rings[class].index_behind(sequence));
+    let mut chunk = Vec::new();
+    while chunk.len() < chunk_max {
+        let oldest = (0..3)
+            .filter(|class| wanted[*class])
+            .filter_map(|class| {
+                rings.rings[class]
+                    .get(next[class])
+                    .map(|entry| (entry, class))
+            })
+            .min_by_key(|(entry, _)| entry.sequence);
+        let Some((entry, class)) = oldest else {
+            break;
+        };
+        chunk.push(Arc::clone(entry));
+        next[class] += 1;
+    }
+    chunk
+}

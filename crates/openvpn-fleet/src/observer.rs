@@ -1,0 +1,33 @@
+//! What a session learns, on its way into table and journal.
+
+use std::sync::Arc;
+
+use openvpn_session::{Hint, Moment, Observation, Observer};
+
+use crate::apply::apply;
+use crate::client::Interner;
+use crate::instance::Instance;
+use crate::journal::{Journal, Record};
+
+/// Writes one instance's table and events, in the task of its session: there is no queue between.
+#[derive(Debug, Clone)]
+pub(crate) struct InstanceObserver {
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) interner: Arc<Interner>,
+}
+
+impl Observer for InstanceObserver {
+    fn observe(&mut self, observation: Observation, at: Moment) -> Hint {
+        let mut records: Vec<Record> = Vec::new();
+        // The table first, then the journal: who takes the journal's position and then reads the table finds every
+        // difference either in the table already or behind the position.
+        let hint = self
+            .instance
+            .update(|table| apply(table, observation, at, &self.interner, &mut records));
+        if !records.is_empty() {
+            self.journal.append_all(records);
+        }
+        hint
+    }
+}

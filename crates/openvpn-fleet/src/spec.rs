@@ -1,0 +1,41 @@
+//! What an operator or a discovery source says of an instance.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use openvpn_session::SessionConfig;
+
+use crate::name::{InstanceName, Labels};
+
+/// What an operator or a discovery source says of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceSpec {
+    /// Name, unique on its gateway.
+    pub name: InstanceName,
+    /// Labels for selection and roll-up.
+    pub labels: Labels,
+    /// Where it was defined.
+    pub source: InstanceSource,
+    /// Where its management socket is, and how to treat it.
+    pub session: SessionConfig,
+}
+
+/// Where an instance was defined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InstanceSource {
+    /// The configuration file.
+    File,
+    /// A discovery source.
+    Discovery,
+    /// The API.
+    Api,
+}
+
+impl InstanceSpec {
+    /// Changes with the spec; equal specs have equal tags within one build of the program.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        format!("{self:?}").hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+}
