@@ -1,2 +1,66 @@
 //! The ovfleet daemon and command line.
-fn main() {}
+
+mod action;
+mod args;
+mod command;
+mod describe;
+mod failure;
+mod gateway;
+mod json;
+mod listing;
+mod logging;
+mod manual;
+mod output;
+mod rows;
+mod selection;
+mod start;
+mod table;
+mod text;
+mod value;
+
+use std::process::ExitCode;
+
+use crate::{
+    args::{CallerArgs, Cli, Command},
+    command::{actions, clients, events, instances, kill, routes, signal, summary, watch},
+    failure::{Failure, Outcome, conclude},
+    gateway::Gateway,
+    output::Output,
+};
+
+fn main() -> ExitCode {
+    // Whoever speaks TLS first must find it. Installing fails only when it is
+    // installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let Cli { caller, command } = args::parse();
+    conclude(match command {
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { dir } => manual::man(dir.as_deref()),
+        command => run(caller, command),
+    })
+}
+
+#[tokio::main]
+async fn run(caller: CallerArgs, command: Command) -> Outcome {
+    let mut output = Output::new(&caller);
+    let output = &mut output;
+    let connect = || Gateway::connect(&caller);
+    match command {
+        Command::Summary(args) => summary::run(&connect().await?, args, output).await,
+        Command::Instances(args) => instances::run(&connect().await?, args, output).await,
+        Command::Clients(args) => clients::run(&connect().await?, args, output).await,
+        Command::Routes(args) => routes::run(&connect().await?, args, output).await,
+        Command::Events(args) => events::run(&connect().await?, args, output).await,
+        Command::Watch(args) => watch::run(&connect().await?, args, output).await,
+        Command::Kill(args) => {
+            kill::check(&args)?;
+            kill::run(&connect().await?, args, output).await
+        }
+        Command::Signal(args) => {
+            signal::check(&args)?;
+            signal::run(&connect().await?, args, output).await
+        }
+        Command::Actions(args) => actions::run(&connect().await?, args, output).await,
+        _ => Err(Failure::Failed("not there yet".to_owned())),
+    }
+}
