@@ -23,6 +23,8 @@ pub struct ClientSpec {
     pub cipher: String,
     /// `IV_*` and `UV_*` values in the order the client sends them.
     pub peer_info: Vec<(String, String)>,
+    /// Whether it says goodbye when it is told to halt (`--explicit-exit-notify`).
+    pub exit_notify: bool,
     /// What the client does when its instance is killed or its daemon restarts.
     pub after_loss: AfterLoss,
 }
@@ -49,6 +51,7 @@ impl ClientSpec {
             routes: Vec::new(),
             cipher: "AES-256-GCM".to_owned(),
             peer_info: peer_info("2.6.14", "linux"),
+            exit_notify: false,
             after_loss: AfterLoss::Returns,
         }
     }
@@ -95,6 +98,13 @@ impl ClientSpec {
     #[must_use]
     pub fn cipher(mut self, cipher: impl Into<String>) -> Self {
         self.cipher = cipher.into();
+        self
+    }
+
+    /// The same client with `--explicit-exit-notify`.
+    #[must_use]
+    pub fn exit_notify(mut self) -> Self {
+        self.exit_notify = true;
         self
     }
 

@@ -42,15 +42,6 @@ pub enum RestartSignal {
     Sighup,
 }
 
-impl RestartSignal {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Sigusr1 => "SIGUSR1",
-            Self::Sighup => "SIGHUP",
-        }
-    }
-}
-
 /// How long the daemon takes for things; the defaults are those of OpenVPN 2.6.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -66,6 +57,8 @@ pub struct Timing {
     pub hand_window: Duration,
     /// Between two keepalive packets of an idle client; with `bytecount` on, each is reported.
     pub keepalive: Duration,
+    /// How long silence lasts until the other side is given up.
+    pub ping_restart: Duration,
 }
 
 impl Default for Timing {
@@ -77,6 +70,7 @@ impl Default for Timing {
             return_after_restart: Duration::from_secs(2),
             hand_window: Duration::from_secs(60),
             keepalive: Duration::from_secs(10),
+            ping_restart: Duration::from_secs(60),
         }
     }
 }
@@ -457,7 +451,7 @@ impl Daemon {
     /// # Errors
     /// [`ControlError::Stopped`].
     pub async fn clients(&self) -> Result<Vec<ClientState>, ControlError> {
-        self.call(|owner| owner.clients()).await?
+        self.call(Owner::clients).await?
     }
 
     /// Sends the process a restart signal, as `kill -USR1` would.
@@ -482,7 +476,8 @@ impl Daemon {
 
     /// Connects and disconnects `clients` short-lived clients as fast as the manager reads:
     /// `2 × clients` notifications with short ENV blocks, back to back. Commands are answered in
-    /// between, and the client table is the same before and after.
+    /// between, and the client table is the same before and after. One at a time: a burst cuts
+    /// short the one before it.
     ///
     /// # Errors
     /// [`ControlError::Stopped`], [`ControlError::NotServing`]; [`ControlError::NotAttached`],
@@ -566,8 +561,11 @@ impl Daemon {
     ) -> Result<R, ControlError> {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |owner| {
+            let answer = step(owner);
+            // What the step led to is visible before the script goes on.
+            owner.settle();
             // A script that no longer waits for the answer wanted the step all the same.
-            let _ = reply.send(step(owner));
+            let _ = reply.send(answer);
         });
         let stopped = || ControlError::Stopped {
             daemon: self.name.to_string(),

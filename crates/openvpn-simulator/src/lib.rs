@@ -12,11 +12,18 @@
 //! Start with [`Daemon::builder`], then [`ClientSpec`] and [`Daemon::connect`].
 
 mod client;
+mod clock;
 mod daemon;
+mod engine;
 mod error;
+mod history;
+mod lexer;
 mod misbehaviour;
+mod output;
 mod owner;
 mod population;
+mod random;
+mod socket;
 
 pub use client::{AfterLoss, ClientSpec, ClientState, How};
 pub use daemon::{Address, BurstReport, Daemon, DaemonBuilder, RestartSignal, Timing};

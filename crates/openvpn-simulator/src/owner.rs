@@ -1,13 +1,26 @@
 //! The task of one daemon: owns its sockets, its state and its time.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Duration, sleep, sleep_until};
 
 use crate::daemon::{Address, BurstReport, Daemon, RestartSignal, Settings};
+use crate::engine::{CommandSink, Ending, Engine};
+use crate::output::Stamp;
+use crate::socket::{Connection, Listener};
 use crate::{ClientSpec, ClientState, ControlError, How, Misbehaviour, StartError};
+
+/// OpenVPN reads this much at a time, runs what is complete in it, and reads on only when the
+/// answers have been written.
+const READ_BYTES: usize = 256;
+
+/// Wait after an accept that failed, which means that the process is short of something.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// A scripted step, carried out by the daemon's task.
 ///
@@ -16,7 +29,7 @@ use crate::{ClientSpec, ClientState, ControlError, How, Misbehaviour, StartError
 pub(crate) type Job = Box<dyn FnOnce(&mut Owner) + Send>;
 
 /// What the handle can see without asking the task.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Observed {
     pub(crate) running: bool,
     pub(crate) attached: bool,
@@ -33,14 +46,6 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    pub(crate) fn push(&self, line: &[u8]) {
-        let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        if commands.len() == Daemon::COMMANDS_KEPT_MAX {
-            commands.pop_front();
-        }
-        commands.push_back(line.to_vec());
-    }
-
     pub(crate) fn commands(&self) -> Vec<Vec<u8>> {
         let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         commands.iter().cloned().collect()
@@ -52,14 +57,54 @@ impl Trace {
     }
 }
 
+impl CommandSink for Trace {
+    fn push(&self, line: &[u8]) {
+        let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        if commands.len() == Daemon::COMMANDS_KEPT_MAX {
+            commands.pop_front();
+        }
+        commands.push_back(line.to_vec());
+    }
+}
+
+/// The manager's socket and what was written to it.
+struct Attached {
+    connection: Connection,
+    /// Bytes written since it was accepted.
+    written: u64,
+}
+
+/// The daemon's sockets while its process runs.
+struct Process {
+    listener: Listener,
+    attached: Option<Attached>,
+    /// Whether it is stopped as by SIGSTOP.
+    frozen: bool,
+}
+
+/// What woke the task.
+enum Cause {
+    Job(Job),
+    /// The handle is gone.
+    Dropped,
+    Timer,
+    Accepted(io::Result<(Connection, String)>),
+    Ready,
+}
+
 pub(crate) struct Owner {
-    settings: Settings,
+    name: String,
     address: Address,
     jobs: mpsc::Receiver<Job>,
-    #[expect(dead_code, reason = "the owner is not written yet")]
     observed: watch::Sender<Observed>,
-    #[expect(dead_code, reason = "the owner is not written yet")]
     trace: Arc<Trace>,
+    engine: Engine,
+    /// Sockets; `None` while the process is not running.
+    process: Option<Process>,
+    /// Sessions accepted since the owner was made.
+    sessions: u64,
+    /// Who waits for the burst under way, and its first CID.
+    burst: Option<(u64, usize, oneshot::Sender<BurstReport>)>,
 }
 
 impl Owner {
@@ -71,85 +116,339 @@ impl Owner {
         trace: Arc<Trace>,
     ) -> Self {
         Self {
-            settings,
+            name: settings.name.clone(),
             address,
             jobs,
             observed,
             trace,
+            engine: Engine::new(settings),
+            process: None,
+            sessions: 0,
+            burst: None,
         }
     }
+
     pub(crate) fn address(&self) -> &Address {
         &self.address
     }
+
+    /// Lives until the handle is dropped.
     pub(crate) async fn run(mut self) {
-        while let Some(job) = self.jobs.recv().await {
-            job(&mut self);
+        loop {
+            match self.wait().await {
+                Cause::Job(job) => job(&mut self),
+                Cause::Dropped => return,
+                Cause::Timer => self.engine.handle_timers(),
+                Cause::Accepted(Ok((connection, peer))) => self.attach(connection, &peer),
+                Cause::Accepted(Err(_)) => sleep(ACCEPT_RETRY_DELAY).await,
+                Cause::Ready => self.read(),
+            }
+            self.settle();
         }
     }
-    fn stopped(&self) -> ControlError {
-        ControlError::Stopped {
-            daemon: self.settings.name.clone(),
+
+    async fn wait(&mut self) -> Cause {
+        let Some(process) = self.process.as_mut().filter(|process| !process.frozen) else {
+            return self.jobs.recv().await.map_or(Cause::Dropped, Cause::Job);
+        };
+        let busy = self.engine.flows() || !self.engine.output().is_empty();
+        let timer = self.engine.next_timer();
+        tokio::select! {
+            biased;
+            job = self.jobs.recv() => job.map_or(Cause::Dropped, Cause::Job),
+            () = async { sleep_until(timer.unwrap_or_else(tokio::time::Instant::now)).await },
+                if timer.is_some() => Cause::Timer,
+            cause = async {
+                match &process.attached {
+                    Some(attached) => {
+                        // OpenVPN never reads while it has something to write.
+                        let interest = if busy { Interest::WRITABLE } else { Interest::READABLE };
+                        // An error shows again, and is handled, when the socket is used.
+                        let _ = attached.connection.ready(interest).await;
+                        Cause::Ready
+                    }
+                    None => Cause::Accepted(process.listener.accept().await),
+                }
+            } => cause,
         }
     }
+
+    // ---- between two waits
+
+    /// Carries out what the last event led to: signals, output, ends, news for the handle.
+    pub(crate) fn settle(&mut self) {
+        self.engine.handle_signal();
+        match self.engine.take_ending() {
+            Some(Ending::Session) => self.detach(),
+            Some(Ending::SessionAfterOutput) => {
+                self.write();
+                self.detach();
+            }
+            Some(Ending::Process) => self.end(),
+            None => self.write(),
+        }
+        self.finish_burst();
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let now = Observed {
+            running: self.process.is_some(),
+            attached: self.process.is_some() && self.engine.is_attached(),
+            pid: self.engine.pid(),
+            sessions: self.sessions,
+            commands: self.engine.commands(),
+        };
+        self.observed.send_if_modified(|observed| {
+            let news = *observed != now;
+            *observed = now;
+            news
+        });
+    }
+
+    fn attach(&mut self, connection: Connection, peer: &str) {
+        if let Some(process) = &mut self.process {
+            process.attached = Some(Attached {
+                connection,
+                written: 0,
+            });
+            self.sessions += 1;
+            self.engine.attach(peer);
+        }
+    }
+
+    fn detach(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.attached = None;
+        }
+        self.engine.detach();
+        // Dropping the sender tells whoever waits.
+        self.burst = None;
+    }
+
+    /// One read, and what it asks for, once everything before it is written.
+    fn read(&mut self) {
+        self.write();
+        let Some(attached) = self.process.as_ref().and_then(|p| p.attached.as_ref()) else {
+            return;
+        };
+        if !self.engine.output().is_empty() {
+            return;
+        }
+        let mut buffer = [0; READ_BYTES];
+        match attached.connection.try_read(&mut buffer) {
+            Ok(0) => self.detach(),
+            Ok(count) => self.engine.input(&buffer[..count], &*self.trace),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.detach(),
+        }
+        self.engine.refill();
+    }
+
+    /// Writes as much as the kernel takes.
+    fn write(&mut self) {
+        let session_bytes_max = self.engine.session_bytes_max();
+        loop {
+            let Some(process) = self.process.as_mut().filter(|process| !process.frozen) else {
+                return;
+            };
+            let Some(attached) = &mut process.attached else {
+                return;
+            };
+            let output = self.engine.output();
+            if output.is_empty() {
+                return;
+            }
+            let pending = output.pending();
+            let left = session_bytes_max.map_or(u64::MAX, |most| most - attached.written.min(most));
+            let length = pending
+                .len()
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            if length == 0 {
+                // It has had all the bytes it was to get.
+                self.detach();
+                return;
+            }
+            match attached.connection.try_write(&pending[..length]) {
+                Ok(count) => {
+                    output.advance(count, Instant::now());
+                    attached.written += u64::try_from(count).unwrap_or(0);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if output.is_overfull() {
+                        self.detach();
+                    }
+                    return;
+                }
+                Err(_) => {
+                    self.detach();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn finish_burst(&mut self) {
+        let Some((_, notifications, _)) = &self.burst else {
+            return;
+        };
+        if self.engine.output().burst_stamps.len() < *notifications {
+            return;
+        }
+        if let Some((first_cid, _, reply)) = self.burst.take() {
+            let written = std::mem::take(&mut self.engine.output().burst_stamps);
+            // Nobody waits for the report any more: nothing to tell.
+            let _ = reply.send(BurstReport { first_cid, written });
+        }
+    }
+
+    // ---- the process
+
     pub(crate) fn start(&mut self) -> Result<(), StartError> {
-        let _ = &self.settings;
+        if self.process.is_some() {
+            return Ok(());
+        }
+        let listener = Listener::bind(&self.address).map_err(|source| StartError::Listen {
+            daemon: self.name.clone(),
+            address: self.address.clone(),
+            source,
+        })?;
+        self.address = listener.address(&self.address);
+        let listening = match &self.address {
+            Address::Unix(path) => format!("unix domain socket listening on {}", path.display()),
+            Address::Tcp(address) => format!("TCP Socket listening on [AF_INET]{address}"),
+        };
+        self.engine.start(&listening);
+        self.process = Some(Process {
+            listener,
+            attached: None,
+            frozen: false,
+        });
+        self.publish();
         Ok(())
     }
-    pub(crate) fn connect(&mut self, _client: ClientSpec) -> Result<u64, ControlError> {
-        Err(self.stopped())
+
+    /// SIGTERM, from outside.
+    pub(crate) fn stop(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.frozen = false;
+            self.engine.terminate();
+            self.settle();
+        }
     }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.detach();
+        self.process = None;
+    }
+
+    /// The end of the process: last words as far as the socket takes them, then the socket goes.
+    fn end(&mut self) {
+        self.write();
+        self.kill();
+        if let Address::Unix(path) = &self.address {
+            // A file that is already gone is what we want.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    fn running(&mut self) -> Result<(&mut Process, &mut Engine), ControlError> {
+        match &mut self.process {
+            Some(process) => Ok((process, &mut self.engine)),
+            None => Err(ControlError::Stopped {
+                daemon: self.name.clone(),
+            }),
+        }
+    }
+
+    // ---- scripted steps
+
+    pub(crate) fn connect(&mut self, client: ClientSpec) -> Result<u64, ControlError> {
+        self.running()?.1.connect(client)
+    }
+
     pub(crate) fn half_open(&mut self) -> Result<u64, ControlError> {
-        Err(self.stopped())
+        self.running()?.1.half_open()
     }
-    pub(crate) fn complete(&mut self, _cid: u64, _client: ClientSpec) -> Result<(), ControlError> {
-        Err(self.stopped())
+
+    pub(crate) fn complete(&mut self, cid: u64, client: ClientSpec) -> Result<(), ControlError> {
+        self.running()?.1.complete(cid, client)
     }
-    pub(crate) fn leave(&mut self, _cid: u64, _how: How) -> Result<(), ControlError> {
-        Err(self.stopped())
+
+    pub(crate) fn leave(&mut self, cid: u64, how: How) -> Result<(), ControlError> {
+        self.running()?.1.leave(cid, how)
     }
-    pub(crate) fn reconnect(&mut self, _cid: u64) -> Result<u64, ControlError> {
-        Err(self.stopped())
+
+    pub(crate) fn reconnect(&mut self, cid: u64) -> Result<u64, ControlError> {
+        self.running()?.1.reconnect(cid)
     }
+
     pub(crate) fn add_traffic(
         &mut self,
-        _cid: u64,
-        _received: u64,
-        _sent: u64,
+        cid: u64,
+        received: u64,
+        sent: u64,
     ) -> Result<(), ControlError> {
-        Err(self.stopped())
+        self.running()?.1.add_traffic(cid, received, sent)
     }
-    pub(crate) fn clients(&self) -> Result<Vec<ClientState>, ControlError> {
-        Err(self.stopped())
+
+    pub(crate) fn clients(&mut self) -> Result<Vec<ClientState>, ControlError> {
+        Ok(self.running()?.1.clients())
     }
-    pub(crate) fn restart(&mut self, _signal: RestartSignal) -> Result<(), ControlError> {
-        Err(self.stopped())
+
+    pub(crate) fn restart(&mut self, signal: RestartSignal) -> Result<(), ControlError> {
+        self.running()?.1.restart(signal);
+        Ok(())
     }
-    pub(crate) fn raw(
-        &mut self,
-        _bytes: &[u8],
-    ) -> Result<oneshot::Receiver<Instant>, ControlError> {
-        Err(self.stopped())
+
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<oneshot::Receiver<Instant>, ControlError> {
+        self.running()?.1.raw(bytes)?;
+        self.mark()
     }
+
+    /// Asks for the instant at which everything said so far has been handed to the kernel.
     pub(crate) fn mark(&mut self) -> Result<oneshot::Receiver<Instant>, ControlError> {
-        Err(self.stopped())
+        let (_, engine) = self.running()?;
+        if !engine.is_attached() {
+            return Err(engine.not_attached());
+        }
+        let (sender, stamp) = oneshot::channel();
+        engine.output().mark(Stamp::Once(sender));
+        Ok(stamp)
     }
+
     pub(crate) fn burst(
         &mut self,
-        _clients: usize,
+        clients: usize,
     ) -> Result<oneshot::Receiver<BurstReport>, ControlError> {
-        Err(self.stopped())
+        let first_cid = self.running()?.1.begin_burst(clients)?;
+        let (sender, report) = oneshot::channel();
+        self.burst = Some((first_cid, clients.saturating_mul(2), sender));
+        Ok(report)
     }
+
     pub(crate) fn freeze(&mut self) -> Result<(), ControlError> {
-        Err(self.stopped())
+        self.running()?.0.frozen = true;
+        Ok(())
     }
+
     pub(crate) fn thaw(&mut self) -> Result<(), ControlError> {
-        Err(self.stopped())
+        self.running()?.0.frozen = false;
+        Ok(())
     }
+
     pub(crate) fn drop_session(&mut self) -> Result<(), ControlError> {
-        Err(self.stopped())
+        self.running()?;
+        self.detach();
+        Ok(())
     }
-    pub(crate) fn stop(&mut self) {}
-    pub(crate) fn kill(&mut self) {}
-    pub(crate) fn misbehave(&mut self, _misbehaviour: Misbehaviour) {}
-    pub(crate) fn behave(&mut self) {}
+
+    pub(crate) fn misbehave(&mut self, misbehaviour: Misbehaviour) {
+        self.engine.misbehave(misbehaviour);
+    }
+
+    pub(crate) fn behave(&mut self) {
+        self.engine.behave();
+    }
 }

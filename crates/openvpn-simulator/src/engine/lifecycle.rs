@@ -1,0 +1,271 @@
+//! Start, hold, restart and end of the daemon, and what is due in between.
+
+use tokio::time::Duration;
+
+use crate::Misbehaviour;
+use crate::clock::UnixTime;
+use crate::daemon::RestartSignal;
+
+use super::env::Occasion;
+use super::{Ending, Engine, Phase, Signal, Timer, text};
+
+/// Name of the tunnel device.
+pub(super) const DEVICE: &str = "tun0";
+
+impl Engine {
+    /// A new process: pid, clock, histories and counters begin anew.
+    pub(crate) fn start(&mut self, address: &str) {
+        self.address = address.to_owned();
+        // Like the kernel, forwards; and never the pid of the run before.
+        self.pid = match self.pid {
+            0 => u32::try_from(1000 + self.random.below(30_000)).unwrap_or(1000),
+            pid => pid + 1 + u32::try_from(self.random.below(500)).unwrap_or(0),
+        };
+        self.started = UnixTime(UnixTime::now().0.max(self.started.0 + 1));
+        self.configured = self.started;
+        self.hold = self.settings.hold;
+        self.verb = 3;
+        self.mute = 0;
+        self.auth_retry = "none";
+        self.env_filter = 0;
+        self.states = crate::history::History::new(super::STATE_LINES_KEPT);
+        self.logs = crate::history::History::new(self.settings.log_cache);
+        self.echoes = crate::history::History::new(super::STATE_LINES_KEPT);
+        self.bytes_received = 0;
+        self.bytes_sent = 0;
+        self.drop_clients();
+        self.timers.clear();
+        if self.floods() {
+            self.set_timer(Duration::ZERO, Timer::LogFlood);
+        }
+        let time = self.started.0;
+        for text in self.settings.echo.clone() {
+            self.echoes.push(format!("{time},{text}").as_bytes());
+        }
+        for (flags, line) in text::CONFIGURATION {
+            self.log(flags, line);
+        }
+        self.log("", format!("MANAGEMENT: {}", self.address));
+        self.enter("CONNECTING,,,,,,");
+        if self.hold {
+            self.log(
+                "",
+                "Need hold release from management interface, waiting...",
+            );
+            self.phase = Phase::Held { seconds: 0 };
+        } else {
+            self.initialise();
+        }
+    }
+
+    /// Opens the tunnel and begins to serve.
+    fn initialise(&mut self) {
+        let (local, netmask) = (self.pool.local, self.pool.netmask);
+        let prefix_length = netmask.to_bits().count_ones();
+        let ipv6 = self.pool.local_ipv6();
+        let tunnel = match ipv6 {
+            Some(ipv6) => format!("{local},,,,,{ipv6}"),
+            None => format!("{local},,,,"),
+        };
+        self.log("", "net_route_v4_best_gw query: dst 0.0.0.0");
+        self.log("", "net_route_v4_best_gw result: via 0.0.0.0 dev ");
+        self.log("I", format!("TUN/TAP device {DEVICE} opened"));
+        self.enter(&format!("ASSIGN_IP,,{tunnel}"));
+        self.log("I", format!("net_iface_mtu_set: mtu 1500 for {DEVICE}"));
+        self.log("I", format!("net_iface_up: set {DEVICE} up"));
+        self.log(
+            "I",
+            format!("net_addr_v4_add: {local}/{prefix_length} dev {DEVICE}"),
+        );
+        if let Some(ipv6) = ipv6 {
+            self.log("I", format!("net_iface_mtu_set: mtu 1500 for {DEVICE}"));
+            self.log("I", format!("net_iface_up: set {DEVICE} up"));
+            self.log("I", format!("net_addr_v6_add: {ipv6}/64 dev {DEVICE}"));
+        }
+        let port = self.settings.port;
+        self.log("", "Socket Buffers: R=[212992->212992] S=[212992->212992]");
+        self.log(
+            "I",
+            format!("UDPv4 link local (bound): [AF_INET][undef]:{port}"),
+        );
+        self.log("I", "UDPv4 link remote: [AF_UNSPEC]");
+        self.log("", "MULTI: multi_init called, r=256 v=256");
+        let size = self.pool.size;
+        let base = self.pool.address(0);
+        self.log("", format!("IFCONFIG POOL IPv4: base={base} size={size}"));
+        if let Some(base) = self.pool.ipv6_address(0) {
+            self.log(
+                "",
+                format!("IFCONFIG POOL IPv6: base={base} size=65536 netbits=64"),
+            );
+            self.log(
+                "I",
+                format!(
+                    "NOTE: IPv4 pool size is {size}, IPv6 pool size is 65536. IPv4 pool size \
+                     limits the number of clients that can be served from the pool"
+                ),
+            );
+        }
+        self.log("I", "Initialization Sequence Completed");
+        self.enter(&format!("CONNECTED,SUCCESS,{tunnel}"));
+        self.phase = Phase::Serving;
+    }
+
+    pub(super) fn release_hold(&mut self) {
+        if let Phase::Held { .. } = self.phase {
+            self.initialise();
+        }
+    }
+
+    // ---- signals
+
+    /// A signal from outside; it is acted upon at once.
+    pub(crate) fn restart(&mut self, signal: RestartSignal) {
+        self.signal = Some(match signal {
+            RestartSignal::Sigusr1 => Signal::Usr1,
+            RestartSignal::Sighup => Signal::Hup,
+        });
+        self.handle_signal();
+    }
+
+    pub(crate) fn terminate(&mut self) {
+        self.signal = Some(Signal::Term);
+        self.handle_signal();
+    }
+
+    /// Acts on the signal thrown, if there is one. The owner calls it after each read.
+    pub(crate) fn handle_signal(&mut self) {
+        match (self.signal.take(), self.phase) {
+            (None, _) => {}
+            (Some(Signal::Usr2), Phase::Serving) => self.log_status(),
+            // Nobody is there to print a status, and OpenVPN ignores restarts while it is held.
+            (Some(Signal::Usr2), _) | (Some(Signal::Hup | Signal::Usr1), Phase::Held { .. }) => {}
+            (Some(signal @ (Signal::Term | Signal::Int)), _) => self.exit_on(signal),
+            (Some(signal @ (Signal::Hup | Signal::Usr1)), Phase::Serving) => {
+                self.close_tunnel();
+                let name = signal.name();
+                self.log("I", format!("{name}[hard,] received, process restarting"));
+                self.begin_restart(signal, name);
+            }
+            (Some(Signal::Hup | Signal::Usr1), Phase::Pausing) => {
+                // A signal in the pause becomes this, and another pause.
+                const REASON: &str = "close_context usr1 to hup";
+                self.log(
+                    "I",
+                    format!("SIGHUP[soft,{REASON}] received, process restarting"),
+                );
+                self.begin_restart(Signal::Hup, REASON);
+            }
+        }
+    }
+
+    fn begin_restart(&mut self, signal: Signal, reason: &str) {
+        self.enter(&format!("RECONNECTING,{reason},,,,,"));
+        if signal == Signal::Hup {
+            self.configured = self.clock();
+            for (flags, line) in text::CONFIGURATION {
+                self.log(flags, line);
+            }
+        }
+        self.timers
+            .retain(|_, timer| !matches!(timer, Timer::PauseOver));
+        let pause = self.settings.timing.restart_pause;
+        if self.hold {
+            let seconds = pause.as_secs();
+            self.phase = Phase::Held { seconds };
+            self.say(format_args!(">HOLD:Waiting for hold release:{seconds}"));
+        } else {
+            self.phase = Phase::Pausing;
+            self.log("", format!("Restart pause, {} second(s)", pause.as_secs()));
+            self.set_timer(pause, Timer::PauseOver);
+        }
+    }
+
+    fn exit_on(&mut self, signal: Signal) {
+        if self.phase == Phase::Serving {
+            self.close_tunnel();
+        }
+        let name = signal.name();
+        self.log("I", format!("{name}[hard,] received, process exiting"));
+        self.enter(&format!("EXITING,{name},,,,,"));
+        self.ending = Some(Ending::Process);
+    }
+
+    /// Lets go of every client and of the tunnel. Only announced clients are told of.
+    fn close_tunnel(&mut self) {
+        let mut cids: Vec<u64> = self.clients.keys().copied().collect();
+        cids.sort_unstable();
+        for cid in &cids {
+            let announced = self
+                .clients
+                .get(cid)
+                .is_some_and(|client| client.announced.is_some());
+            if announced {
+                self.say_block(*cid, Occasion::Disconnect);
+            }
+            // They notice one by one.
+            let timing = self.settings.timing;
+            let spread = timing.return_after_restart.mul_f64(self.random.fraction());
+            let after = timing.restart_pause + timing.return_after_restart + spread;
+            self.schedule_return(*cid, after);
+        }
+        self.drop_clients();
+        self.log("", "Closing TUN/TAP interface");
+        let local = self.pool.local;
+        self.log("I", format!("net_addr_v4_del: {local} dev {DEVICE}"));
+        if let Some(local) = self.pool.local_ipv6() {
+            self.log("I", format!("net_addr_v6_del: {local}/64 dev {DEVICE}"));
+        }
+    }
+
+    /// Empties the client tables; CIDs begin again at 0.
+    fn drop_clients(&mut self) {
+        self.clients.clear();
+        self.pool.clear();
+        self.next_cid = 0;
+        self.timers.retain(|_, timer| match timer {
+            Timer::DelayedExit(_) | Timer::HandWindow(_) | Timer::DataChannel(_) => false,
+            Timer::Returns(_) | Timer::PauseOver | Timer::Keepalive | Timer::LogFlood => true,
+        });
+    }
+
+    // ---- timers
+
+    pub(super) fn handle_timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::DelayedExit(cid) => self.delayed_exit(cid),
+            Timer::HandWindow(cid) => self.hand_window_over(cid),
+            Timer::DataChannel(cid) => self.data_channel_up(cid),
+            Timer::Returns(spec) => self.returns(spec),
+            Timer::PauseOver => {
+                if self.phase == Phase::Pausing {
+                    self.initialise();
+                }
+            }
+            Timer::Keepalive => self.send_keepalives(),
+            Timer::LogFlood => self.flood(),
+        }
+    }
+
+    fn floods(&self) -> bool {
+        self.misbehaviours
+            .iter()
+            .any(|wrong| matches!(wrong, Misbehaviour::LogFlood { .. }))
+    }
+
+    fn flood(&mut self) {
+        /// Helpings per second; lines of one helping go out together.
+        const HELPINGS: u32 = 20;
+        let rate = self.misbehaviours.iter().find_map(|wrong| match wrong {
+            Misbehaviour::LogFlood { lines_per_second } => Some(*lines_per_second),
+            _ => None,
+        });
+        let Some(rate) = rate else {
+            return;
+        };
+        for line in 0..rate.div_ceil(HELPINGS) {
+            self.log("", format!("MULTI: flood line {line} of a chatty daemon"));
+        }
+        self.set_timer(Duration::from_secs(1) / HELPINGS, Timer::LogFlood);
+    }
+}

@@ -1,0 +1,593 @@
+//! One daemon without its sockets: what it knows, and what it says to which input.
+//!
+//! Bytes from the manager, scripted steps and due timers go in; bytes for the manager collect in
+//! [`Engine::output`]. The owner moves them, and carries out what [`Engine::take_ending`] asks.
+
+mod approval;
+mod clients;
+mod commands;
+mod env;
+mod lifecycle;
+mod pool;
+mod status;
+mod text;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+use std::hash::{BuildHasherDefault, DefaultHasher};
+
+use tokio::time::{Duration, Instant};
+
+use crate::clock::UnixTime;
+use crate::daemon::Settings;
+use crate::history::History;
+use crate::lexer::LineBuffer;
+use crate::output::Output;
+use crate::random::Random;
+use crate::{ClientSpec, ControlError, Misbehaviour};
+
+use clients::Client;
+use pool::Pool;
+
+/// Lines kept by `state` and `echo`, as in OpenVPN.
+const STATE_LINES_KEPT: usize = 100;
+
+/// Wrong passwords after which OpenVPN closes the connection.
+const PASSWORD_TRIES_MAX: u32 = 3;
+
+/// Lines of one multi-line command that are kept; OpenVPN has no limit, we have no use for more.
+const BLOCK_LINES_MAX: usize = 1000;
+
+/// Clients in hash order, which is the order of OpenVPN's `status`: arbitrary, but with a fixed
+/// hash the same in every run.
+type Clients = HashMap<u64, Client, BuildHasherDefault<DefaultHasher>>;
+
+/// What the daemon is doing.
+///
+/// ```text
+///            hold                     release
+/// start ────────────► Held ────────────────────────┐
+///   │ no hold          ▲                           ▼
+///   └──────────────────┼──────────────────────► Serving
+///                 hold │      pause over           │
+///                      └─── Pausing ◄──────────────┘ SIGUSR1, SIGHUP
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Waits for `hold release`; the number is what `>HOLD:` says.
+    Held { seconds: u64 },
+    /// In the pause of a restart.
+    Pausing,
+    /// Serves clients.
+    Serving,
+}
+
+/// A signal thrown but not yet acted upon: OpenVPN finishes the read first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    Hup,
+    Usr1,
+    Usr2,
+    Term,
+    Int,
+}
+
+impl Signal {
+    fn parse(name: &[u8]) -> Option<Self> {
+        match name {
+            b"SIGHUP" => Some(Self::Hup),
+            b"SIGUSR1" => Some(Self::Usr1),
+            b"SIGUSR2" => Some(Self::Usr2),
+            b"SIGTERM" => Some(Self::Term),
+            b"SIGINT" => Some(Self::Int),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hup => "SIGHUP",
+            Self::Usr1 => "SIGUSR1",
+            Self::Usr2 => "SIGUSR2",
+            Self::Term => "SIGTERM",
+            Self::Int => "SIGINT",
+        }
+    }
+}
+
+/// What the owner must do to the socket after the engine has had its say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Close the session and drop what is unwritten.
+    Session,
+    /// Write what is there, then close the session.
+    SessionAfterOutput,
+    /// Write what is there, then end the process.
+    Process,
+}
+
+/// The manager's connection.
+#[derive(Debug)]
+struct Session {
+    /// How it was opened, by what the daemon does wrong.
+    manners: Manners,
+    /// Whether the password, if there is one, has been given.
+    verified: bool,
+    /// Wrong passwords so far.
+    tries: u32,
+    /// The line being received.
+    lines: LineBuffer,
+    /// The multi-line command being received.
+    block: Option<approval::Block>,
+    /// Real-time switches of `state`, `log` and `echo`.
+    state: bool,
+    log: bool,
+    echo: bool,
+    /// Seconds between byte counts of one client; 0 is off.
+    bytecount: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manners {
+    /// Greets and answers.
+    Good,
+    /// Greeted, and is silent since.
+    Silent,
+    /// Spoke another protocol, or nothing.
+    None,
+}
+
+/// What is due later.
+#[derive(Debug)]
+enum Timer {
+    /// An instance that was killed, or said goodbye, goes.
+    DelayedExit(u64),
+    /// A half-open client is given up.
+    HandWindow(u64),
+    /// The lines a client's first data packets cause.
+    DataChannel(u64),
+    /// A client is back.
+    Returns(Box<ClientSpec>),
+    /// The restart pause is over.
+    PauseOver,
+    /// Idle clients send their keepalive packets.
+    Keepalive,
+    /// Another helping of log flood.
+    LogFlood,
+}
+
+/// Output produced as fast as the manager takes it.
+#[derive(Debug)]
+enum Flow {
+    Burst { next_cid: u64, remaining: usize },
+    EndlessLine,
+    EndlessEnv { line: u64 },
+}
+
+#[derive(Debug)]
+pub(crate) struct Engine {
+    settings: Settings,
+    /// Address of the management interface as log lines print it.
+    address: String,
+    random: Random,
+    misbehaviours: Vec<Misbehaviour>,
+
+    /// Process ID of this run.
+    pid: u32,
+    /// When this process started; never the same second twice.
+    started: UnixTime,
+    /// When the configuration was last read: process start or SIGHUP.
+    configured: UnixTime,
+    phase: Phase,
+    signal: Option<Signal>,
+    ending: Option<Ending>,
+
+    /// Daemon-wide switches; they outlive sessions.
+    hold: bool,
+    verb: i64,
+    mute: i64,
+    auth_retry: &'static str,
+    env_filter: i64,
+
+    states: History,
+    logs: History,
+    echoes: History,
+
+    clients: Clients,
+    next_cid: u64,
+    pool: Pool,
+    /// Link bytes of all clients since the process started.
+    bytes_received: u64,
+    bytes_sent: u64,
+
+    session: Option<Session>,
+    output: Output,
+    flow: Option<Flow>,
+    /// Lines received since the engine was made.
+    commands: u64,
+
+    /// What is due when; the number keeps equal times apart, in order of setting.
+    timers: BTreeMap<(Instant, u64), Timer>,
+    timers_set: u64,
+}
+
+/// Lines received from the manager, for whoever wants to see them.
+pub(crate) trait CommandSink {
+    fn push(&self, line: &[u8]);
+}
+
+impl Engine {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
+            address: String::new(),
+            random: Random::new(settings.seed),
+            misbehaviours: Vec::new(),
+            pid: 0,
+            started: UnixTime(0),
+            configured: UnixTime(0),
+            phase: Phase::Pausing,
+            signal: None,
+            ending: None,
+            hold: settings.hold,
+            verb: 3,
+            mute: 0,
+            auth_retry: "none",
+            env_filter: 0,
+            states: History::new(STATE_LINES_KEPT),
+            logs: History::new(settings.log_cache),
+            echoes: History::new(STATE_LINES_KEPT),
+            clients: Clients::default(),
+            next_cid: 0,
+            pool: Pool::new(&settings),
+            bytes_received: 0,
+            bytes_sent: 0,
+            session: None,
+            output: Output::default(),
+            flow: None,
+            commands: 0,
+            timers: BTreeMap::new(),
+            timers_set: 0,
+            settings,
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) fn commands(&self) -> u64 {
+        self.commands
+    }
+
+    pub(crate) fn output(&mut self) -> &mut Output {
+        &mut self.output
+    }
+
+    pub(crate) fn is_attached(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|session| session.verified && session.manners != Manners::None)
+    }
+
+    /// Whether the manager is told anything at all.
+    fn is_heard(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|session| session.verified && session.manners == Manners::Good)
+    }
+
+    pub(crate) fn take_ending(&mut self) -> Option<Ending> {
+        self.ending.take()
+    }
+
+    // ---- the session
+
+    /// A manager connected; `peer` is how log lines name it.
+    pub(crate) fn attach(&mut self, peer: &str) {
+        let banner = self.misbehaviours.iter().find_map(|wrong| match wrong {
+            Misbehaviour::Banner(bytes) => Some(bytes.clone()),
+            Misbehaviour::NeverGreets => Some(Vec::new()),
+            _ => None,
+        });
+        self.session = Some(Session {
+            manners: match banner {
+                Some(_) => Manners::None,
+                None => Manners::Good,
+            },
+            verified: self.settings.password.is_none(),
+            tries: 0,
+            lines: LineBuffer::default(),
+            block: None,
+            state: false,
+            log: false,
+            echo: false,
+            bytecount: 0,
+        });
+        self.output.clear();
+        self.flow = None;
+        self.log("", format!("MANAGEMENT: Client connected from {peer}"));
+        if let Some(banner) = banner {
+            self.output.push(&banner);
+            return;
+        }
+        if self.is_attached() {
+            self.welcome();
+        } else {
+            self.prompt();
+        }
+    }
+
+    /// The manager's connection is gone, whoever ended it.
+    pub(crate) fn detach(&mut self) {
+        if self.session.take().is_some() {
+            self.output.clear();
+            self.flow = None;
+            self.log("", "MANAGEMENT: Client disconnected");
+        }
+    }
+
+    /// Takes what one read of OpenVPN's would take: at most 256 bytes.
+    pub(crate) fn input(&mut self, bytes: &[u8], sink: &impl CommandSink) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        session.lines.add(bytes);
+        let mut processed = false;
+        while let Some(line) = self.session.as_mut().and_then(|s| s.lines.next_line()) {
+            processed = true;
+            self.line(&line, sink);
+            if self.ending.is_some() {
+                // What follows `exit` in the same read is not looked at.
+                return;
+            }
+        }
+        if processed && !self.is_attached() {
+            self.prompt();
+        }
+    }
+
+    fn line(&mut self, line: &[u8], sink: &impl CommandSink) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if session.manners == Manners::None {
+            return;
+        }
+        if !session.verified {
+            self.check_password(line);
+            return;
+        }
+        self.commands += 1;
+        sink.push(line);
+        if session.manners == Manners::Silent {
+            return;
+        }
+        if let Some(block) = &mut session.block {
+            if line != b"END" {
+                if block.lines.len() < BLOCK_LINES_MAX {
+                    block.lines.push(line.to_vec());
+                }
+                return;
+            }
+            self.finish_block();
+        } else {
+            self.command(line);
+        }
+        if self.does(&Misbehaviour::UnaskedReplies) {
+            self.say("SUCCESS: client-kill command succeeded");
+        }
+        if self.does(&Misbehaviour::PasswordPromptMidSession) {
+            self.output.push(text::PROMPT);
+        }
+    }
+
+    fn check_password(&mut self, line: &[u8]) {
+        let right = self.settings.password.as_deref() == Some(line);
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if right {
+            session.verified = true;
+            self.say("SUCCESS: password is correct");
+            self.welcome();
+            return;
+        }
+        session.tries += 1;
+        if session.tries >= PASSWORD_TRIES_MAX {
+            self.log(
+                "W",
+                "MAN: client connection rejected after 3 failed password attempts",
+            );
+            self.ending = Some(Ending::Session);
+        }
+    }
+
+    fn prompt(&mut self) {
+        let asks = self
+            .session
+            .as_ref()
+            .is_some_and(|session| !session.verified && session.manners == Manners::Good);
+        if asks {
+            self.output.push(text::PROMPT);
+        }
+    }
+
+    fn welcome(&mut self) {
+        self.say(text::GREETING);
+        if let Phase::Held { seconds } = self.phase {
+            self.say(format_args!(">HOLD:Waiting for hold release:{seconds}"));
+        }
+        self.begin_flow();
+        if self.does(&Misbehaviour::SilentAfterGreeting)
+            && let Some(session) = &mut self.session
+        {
+            session.manners = Manners::Silent;
+        }
+    }
+
+    // ---- words
+
+    /// Writes a line to the manager, if there is one and it may hear it.
+    fn say(&mut self, line: impl Display) {
+        if self.is_heard() {
+            let line = format!("{line}\r\n");
+            self.output.push(line.as_bytes());
+        }
+    }
+
+    /// Writes a line of bytes, given in parts.
+    fn say_bytes(&mut self, parts: &[&[u8]]) {
+        if self.is_heard() {
+            for part in parts {
+                self.output.push(part);
+            }
+            self.output.push(b"\r\n");
+        }
+    }
+
+    /// Ends a multi-line reply.
+    fn say_end(&mut self) {
+        if self.does(&Misbehaviour::MissingEnd) {
+            return;
+        }
+        self.say("END");
+        if self.does(&Misbehaviour::ExtraEnd) {
+            self.say("END");
+        }
+    }
+
+    /// The daemon's clock.
+    fn clock(&mut self) -> UnixTime {
+        let now = UnixTime::now();
+        let jump = self.misbehaviours.iter().find_map(|wrong| match wrong {
+            Misbehaviour::NonsenseClock { jump_max } => Some(jump_max.as_secs()),
+            _ => None,
+        });
+        let Some(jump) = jump else {
+            // A process started again within a second claims the next one, so that its start
+            // time is later than the one before.
+            return now.max(self.started);
+        };
+        let distance = self.random.below(jump.saturating_mul(2).saturating_add(1));
+        let distance = i64::try_from(distance).unwrap_or(i64::MAX);
+        let jump = i64::try_from(jump).unwrap_or(i64::MAX);
+        UnixTime(now.0.saturating_add(distance).saturating_sub(jump).max(0))
+    }
+
+    /// Adds a line to the log: history, and the manager if it asked for it.
+    fn log(&mut self, flags: &str, text: impl AsRef<[u8]>) {
+        // Roughly OpenVPN's levels: what carries a flag of its own is seen at verb 1 already.
+        let level = if matches!(flags, "I" | "N" | "W") {
+            1
+        } else {
+            3
+        };
+        if self.verb < level {
+            return;
+        }
+        let time = self.clock().0;
+        let mut line = format!("{time},{flags},").into_bytes();
+        line.extend_from_slice(text.as_ref());
+        self.logs.push(&line);
+        if self.session.as_ref().is_some_and(|session| session.log) {
+            self.say_bytes(&[b">LOG:", &line]);
+        }
+    }
+
+    /// Enters a state: history, and the manager if it asked for it.
+    fn enter(&mut self, rest: &str) {
+        let line = format!("{},{rest}", self.clock().0);
+        self.states.push(line.as_bytes());
+        if self.session.as_ref().is_some_and(|session| session.state) {
+            self.log("", format!("MANAGEMENT: >STATE:{line}"));
+            self.say(format_args!(">STATE:{line}"));
+        }
+    }
+
+    // ---- what is wrong with it
+
+    pub(crate) fn misbehave(&mut self, misbehaviour: Misbehaviour) {
+        if matches!(misbehaviour, Misbehaviour::LogFlood { .. }) {
+            self.set_timer(Duration::ZERO, Timer::LogFlood);
+        }
+        self.misbehaviours.push(misbehaviour);
+        if self.is_attached() {
+            self.begin_flow();
+        }
+    }
+
+    pub(crate) fn behave(&mut self) {
+        self.misbehaviours.clear();
+        if !matches!(self.flow, Some(Flow::Burst { .. })) {
+            self.flow = None;
+        }
+    }
+
+    fn does(&self, misbehaviour: &Misbehaviour) -> bool {
+        self.misbehaviours.contains(misbehaviour)
+    }
+
+    /// After how many bytes every session is closed.
+    pub(crate) fn session_bytes_max(&self) -> Option<u64> {
+        self.misbehaviours.iter().find_map(|wrong| match wrong {
+            Misbehaviour::EarlyClose { after_bytes } => Some(*after_bytes),
+            _ => None,
+        })
+    }
+
+    /// Starts what an attached manager is to be annoyed with.
+    fn begin_flow(&mut self) {
+        if self.does(&Misbehaviour::EndlessLine) {
+            self.flow = Some(Flow::EndlessLine);
+        }
+        let garbage = self.misbehaviours.iter().find_map(|wrong| match wrong {
+            Misbehaviour::Garbage { bytes } => Some(*bytes),
+            _ => None,
+        });
+        let garbage = garbage.unwrap_or(0).min(crate::output::OUTPUT_BYTES_MAX);
+        for _ in 0..garbage {
+            let byte = self.random.byte();
+            self.output.push(&[byte]);
+        }
+    }
+
+    // ---- scripted input
+
+    /// Writes bytes as they are; a manager must be attached.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<(), ControlError> {
+        if !self.is_attached() {
+            return Err(self.not_attached());
+        }
+        self.output.push(bytes);
+        Ok(())
+    }
+
+    pub(crate) fn not_attached(&self) -> ControlError {
+        ControlError::NotAttached {
+            daemon: self.settings.name.clone(),
+        }
+    }
+
+    // ---- time
+
+    fn set_timer(&mut self, after: Duration, timer: Timer) {
+        self.timers_set += 1;
+        self.timers
+            .insert((Instant::now() + after, self.timers_set), timer);
+    }
+
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        self.timers.first_key_value().map(|(&(at, _), _)| at)
+    }
+
+    pub(crate) fn handle_timers(&mut self) {
+        let now = Instant::now();
+        while let Some(entry) = self.timers.first_entry() {
+            if entry.key().0 > now {
+                return;
+            }
+            let timer = entry.remove();
+            self.handle_timer(timer);
+        }
+    }
+}
