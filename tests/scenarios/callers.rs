@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ovfleet_proto::v1::ClientFilter;
-use ovfleet_tests::{Api, Client, Gateway, GatewayConfig, InstanceConfig, Server, poll_until};
+use ovfleet_tests::{Api, Client, Gateway, GatewayConfig, Server, TcpListener, poll_until};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
@@ -46,19 +46,12 @@ impl Fleet {
         ] {
             clients.push(Client::builder(server, name).connect().await?);
         }
-        // The server holds the TCP half of its port, too, and does not use it.
-        let tcp = format!("127.0.0.1:{}", servers[0].vpn_port());
-        let config: toml::Table = toml::from_str(&format!(
-            "grpc = ['unix:ovfleet.sock', {{ address = '{tcp}', plaintext_control = true }}]"
-        ))?;
-        let config = servers.iter().fold(
-            GatewayConfig::new().set("listen", config),
-            |config, server| config.instance(InstanceConfig::of(server)),
-        );
+        let config = GatewayConfig::of(&servers).listen_tcp(TcpListener::Control);
         let gateway = config.start().await?;
         let mut api = Api::connect(&gateway).await?;
         api.wait_attached().await?;
         api.wait_clients(ClientFilter::default(), 3, SOON).await?;
+        let tcp = gateway.tcp_address();
         Ok(Self {
             servers,
             clients,

@@ -10,4 +10,6 @@ mod outage;
 mod refusals;
 mod restart;
 mod resume;
+mod shutdown;
+mod standard;
 mod view;

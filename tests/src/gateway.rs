@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     claim::Claim,
     directory::new_directory,
+    pki::{Authority, Leaf},
     poll::poll_until,
     process::{Process, Signal, mortal},
     server::{Server, write_private},
@@ -29,11 +30,34 @@ const CLI_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct InstanceConfig(toml::Table);
 
+/// A TCP listener for gRPC beside the Unix socket; see [`GatewayConfig::listen_tcp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpListener {
+    /// In plain text, for reads only.
+    ReadOnly,
+    /// In plain text, for everything.
+    Control,
+    /// With TLS and client certificates, see [`Gateway::tls`].
+    Tls,
+}
+
+/// Paths of PEM files with which a caller is let in.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The authority of both sides.
+    pub ca: String,
+    /// The certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+}
+
 /// The configuration of a gateway; its Unix socket and HTTP port are added at start.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
     root: toml::Table,
     instances: Vec<InstanceConfig>,
+    tcp: Option<TcpListener>,
 }
 
 /// A running `ovfleet serve`.
@@ -117,6 +141,7 @@ impl GatewayConfig {
         Self {
             root,
             instances: Vec::new(),
+            tcp: None,
         }
     }
 
@@ -142,6 +167,13 @@ impl GatewayConfig {
         self
     }
 
+    /// Listens on a TCP port of 127.0.0.1 too, [`Gateway::tcp_address`].
+    #[must_use]
+    pub fn listen_tcp(mut self, listener: TcpListener) -> Self {
+        self.tcp = Some(listener);
+        self
+    }
+
     /// Starts the gateway and waits until its socket answers.
     ///
     /// # Errors
@@ -162,16 +194,35 @@ impl GatewayConfig {
     }
 
     fn render(mut self, directory: &Path, claim: &Claim) -> Result<String> {
+        let mut grpc: Vec<toml::Value> = vec![format!("unix:{}", socket_path(directory)).into()];
+        if let Some(tcp) = self.tcp {
+            let mut listener = toml::Table::new();
+            listener.insert("address".to_owned(), tcp_address(claim).into());
+            match tcp {
+                TcpListener::ReadOnly => {}
+                TcpListener::Control => {
+                    listener.insert("plaintext_control".to_owned(), true.into());
+                }
+                TcpListener::Tls => {
+                    let authority = Authority::get()?;
+                    let server = write_leaf(directory, "gateway", &authority.host("localhost")?)?;
+                    write_leaf(directory, "caller", &authority.client("caller")?)?;
+                    let mut tls = toml::Table::new();
+                    tls.insert("cert".to_owned(), server.certificate.into());
+                    tls.insert("key".to_owned(), server.key.into());
+                    tls.insert("client_ca".to_owned(), server.ca.into());
+                    listener.insert("tls".to_owned(), tls.into());
+                }
+            }
+            grpc.push(listener.into());
+        }
         let mut listen = toml::Table::new();
-        listen.insert(
-            "grpc".to_owned(),
-            format!("unix:{}", socket_path(directory)).into(),
-        );
+        listen.insert("grpc".to_owned(), grpc.into());
         listen.insert(
             "http".to_owned(),
             format!("127.0.0.1:{}", http_port(claim)).into(),
         );
-        self.root.entry("listen").or_insert_with(|| listen.into());
+        self.root.insert("listen".to_owned(), listen.into());
         let instances: Vec<toml::Value> = self
             .instances
             .into_iter()
@@ -195,6 +246,18 @@ impl Gateway {
     #[must_use]
     pub fn config_path(&self) -> PathBuf {
         config_path(&self.directory)
+    }
+
+    /// Where [`GatewayConfig::listen_tcp`] listens, `127.0.0.1:PORT`.
+    #[must_use]
+    pub fn tcp_address(&self) -> String {
+        tcp_address(&self.claim)
+    }
+
+    /// What a caller needs for [`TcpListener::Tls`]; the gateway's name is `localhost`.
+    #[must_use]
+    pub fn tls(&self) -> TlsFiles {
+        leaf_files(self.directory.path(), "caller")
     }
 
     /// The port of `/metrics`, `/healthz` and `/readyz` on 127.0.0.1.
@@ -258,6 +321,14 @@ impl Gateway {
     pub async fn stop(&mut self) -> Result<ExitStatus> {
         self.process.signal(Signal::TERM)?;
         self.process.wait(STOP_TIMEOUT).await
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// It did not within `timeout`.
+    pub async fn wait_ended(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        self.process.wait(timeout).await
     }
 
     /// Ends it at once, as a crash would.
@@ -345,6 +416,27 @@ fn config_path(directory: &TempDir) -> PathBuf {
 
 fn socket_path(directory: &Path) -> String {
     directory.join("ovfleet.sock").display().to_string()
+}
+
+fn leaf_files(directory: &Path, name: &str) -> TlsFiles {
+    let path = |file: &str| directory.join(file).display().to_string();
+    TlsFiles {
+        ca: path("ca.crt"),
+        certificate: path(&format!("{name}.crt")),
+        key: path(&format!("{name}.key")),
+    }
+}
+
+fn write_leaf(directory: &Path, name: &str, leaf: &Leaf) -> Result<TlsFiles> {
+    let files = leaf_files(directory, name);
+    write_private(files.ca.as_ref(), Authority::get()?.certificate())?;
+    write_private(files.certificate.as_ref(), &leaf.certificate)?;
+    write_private(files.key.as_ref(), &leaf.key)?;
+    Ok(files)
+}
+
+fn tcp_address(claim: &Claim) -> String {
+    format!("127.0.0.1:{}", claim.vpn_port())
 }
 
 fn http_port(claim: &Claim) -> u16 {

@@ -23,7 +23,9 @@ mod tap;
 
 pub use api::Api;
 pub use client::{Client, ClientBuilder};
-pub use gateway::{CliOutput, Gateway, GatewayConfig, InstanceConfig, run_cli};
+pub use gateway::{
+    CliOutput, Gateway, GatewayConfig, InstanceConfig, TcpListener, TlsFiles, run_cli,
+};
 pub use poll::poll_until;
 pub use process::{Process, Signal};
 pub use server::{LogLine, Management, Proto, Server, ServerBuilder};

@@ -50,16 +50,27 @@ impl Authority {
     }
 
     pub(crate) fn server(&self) -> Result<Leaf> {
-        self.sign("server", ExtendedKeyUsagePurpose::ServerAuth)
+        self.sign("server", None, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    /// A leaf for a server that callers find under the DNS name `host`.
+    pub(crate) fn host(&self, host: &str) -> Result<Leaf> {
+        self.sign(host, Some(host), ExtendedKeyUsagePurpose::ServerAuth)
     }
 
     /// A leaf whose common name is exactly `common_name`, as a UTF8String.
     pub(crate) fn client(&self, common_name: &str) -> Result<Leaf> {
-        self.sign(common_name, ExtendedKeyUsagePurpose::ClientAuth)
+        self.sign(common_name, None, ExtendedKeyUsagePurpose::ClientAuth)
     }
 
-    fn sign(&self, common_name: &str, usage: ExtendedKeyUsagePurpose) -> Result<Leaf> {
-        let mut params = CertificateParams::default();
+    fn sign(
+        &self,
+        common_name: &str,
+        host: Option<&str>,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Result<Leaf> {
+        let hosts: Vec<String> = host.map(str::to_owned).into_iter().collect();
+        let mut params = CertificateParams::new(hosts)?;
         params.distinguished_name = name(common_name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
