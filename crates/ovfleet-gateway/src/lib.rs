@@ -6,10 +6,16 @@
 //!
 //! - [`Config`] is what the operator wants, checked.
 
+mod caller;
 mod config;
+mod health;
+mod idle;
+mod listen;
 
+pub use caller::{Caller, Identity, ReadOnlyListener};
 pub use config::{
     Config, ConfigError, ConfigErrors, DEFAULT_SOCKET, DiscoverConfig, DiscoverSource,
-    GrpcListener, InstanceConfig, InstanceOrigin, JournalLimits, Limits, ListenConfig, Place,
+    GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, Place,
     SocketConfig, TlsFiles,
 };
+pub use listen::{BindError, TlsError};

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use openvpn_fleet::InstanceSource;
 use openvpn_session::Address;
 
 use super::{
     error::{ConfigErrors, Mistakes, Place},
-    instance::{Blueprint, InstanceConfig, InstanceOrigin, Seed, Settings, Templated},
+    instance::{Blueprint, InstanceConfig, Seed, Settings, Templated},
     reader::{Section, Value},
     template::Template,
 };
@@ -93,7 +94,7 @@ impl DiscoverConfig {
         let seed = Seed {
             address: Some(address),
             labels,
-            origin: InstanceOrigin::Discovery,
+            source: InstanceSource::Discovery,
             place,
         };
         match self.blueprint.build(seed, &mistakes) {
@@ -111,7 +112,7 @@ impl DiscoverConfig {
         let seed = Seed {
             address: Some(Address::Unix(PathBuf::from("/example.sock"))),
             labels: BTreeMap::new(),
-            origin: InstanceOrigin::Discovery,
+            source: InstanceSource::Discovery,
             place: self.place.clone(),
         };
         self.blueprint.build(seed, mistakes).is_some()

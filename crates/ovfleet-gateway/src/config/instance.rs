@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use openvpn_fleet::{InstanceName, InstanceSource, InstanceSpec, Labels};
 use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, SessionConfig};
 
 use super::{
@@ -15,8 +16,6 @@ use super::{
     template::{Template, Values},
 };
 
-/// Longest name of a gateway or an instance, in bytes.
-const NAME_BYTES_MAX: usize = 128;
 /// Longest value of a label, in bytes.
 const LABEL_VALUE_BYTES_MAX: usize = 256;
 /// Most labels of one instance.
@@ -26,27 +25,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
-/// Who says that an instance exists.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum InstanceOrigin {
-    /// A configuration file.
-    File,
-    /// A discovery source.
-    Discovery,
-}
-
-/// One instance, every setting decided.
-#[derive(Clone, Debug, PartialEq)]
+/// One instance, every setting decided, and where it is written.
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct InstanceConfig {
-    /// Its name, unique on this gateway.
-    pub name: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// How it is reached and watched.
-    pub session: SessionConfig,
-    /// Who says that it exists.
-    pub origin: InstanceOrigin,
-    /// Where: the table, or the discovery source.
+    /// What the fleet needs to know of it.
+    pub spec: InstanceSpec,
+    /// The table, or the discovery source.
     pub place: Place,
     /// Where `password_file` is written.
     pub password_place: Option<Place>,
@@ -197,7 +181,7 @@ pub(super) struct Seed {
     /// Labels; a label of the blueprint replaces one of the same name.
     pub(super) labels: BTreeMap<String, String>,
     /// Who says that the instance exists.
-    pub(super) origin: InstanceOrigin,
+    pub(super) source: InstanceSource,
     /// Where.
     pub(super) place: Place,
 }
@@ -217,7 +201,7 @@ impl Blueprint {
         let seed = Seed {
             address: None,
             labels: BTreeMap::new(),
-            origin: InstanceOrigin::File,
+            source: InstanceSource::File,
             place,
         };
         Some((
@@ -251,12 +235,7 @@ impl Blueprint {
 
     /// The instance that `seed` and this blueprint make; `None` after mistakes.
     pub(super) fn build(&self, seed: Seed, mistakes: &Mistakes) -> Option<InstanceConfig> {
-        let Seed {
-            mut address,
-            mut labels,
-            origin,
-            place,
-        } = seed;
+        let Seed { mut address, mut labels, source, place } = seed;
         let mut parts = address.as_ref().map(AddressParts::of).unwrap_or_default();
         let mut name: Option<String> = None;
         let mut missing = self.settings.labels.clone();
@@ -300,29 +279,18 @@ impl Blueprint {
             None => None,
         };
         let (name, session) = (name?, self.settings.session(address?, password_file));
-        if let Err(message) = check_name(&name) {
-            self.name.error(mistakes, message);
-            return None;
-        }
+        let name = InstanceName::new(&name)
+            .map_err(|error| self.name.error(mistakes, format!("{name:?} is no name: {error}")))
+            .ok()?;
         // A label that begins with two underscores serves placeholders only, as in Prometheus.
         labels.retain(|label, _| !label.starts_with("__"));
         if let Err(message) = check_labels(&labels) {
             mistakes.add(&place, "labels", message);
             return None;
         }
-        let password_place = self
-            .settings
-            .password_file
-            .as_ref()
-            .map(|template| template.place.clone());
-        Some(InstanceConfig {
-            name,
-            labels,
-            session,
-            origin,
-            place,
-            password_place,
-        })
+        let password_place = self.settings.password_file.as_ref().map(|template| template.place.clone());
+        let spec = InstanceSpec { name, labels: Labels::from(labels), source, session };
+        Some(InstanceConfig { spec, place, password_place })
     }
 }
 
@@ -342,25 +310,6 @@ fn read_bytecount(value: &Value<'_>) -> Option<Option<Duration>> {
         return Some(None);
     }
     value.duration(SECOND..=HOUR).map(Some)
-}
-
-/// What is wrong with the name of a gateway or an instance.
-pub(super) fn check_name(name: &str) -> Result<(), String> {
-    if name.is_empty() {
-        return Err("the name is empty".to_owned());
-    }
-    if name.len() > NAME_BYTES_MAX {
-        return Err(format!(
-            "the name {name:?} is longer than {NAME_BYTES_MAX} bytes"
-        ));
-    }
-    match name
-        .chars()
-        .find(|c| *c == '/' || c.is_whitespace() || c.is_control())
-    {
-        Some(c) => Err(format!("the name {name:?} contains {c:?}")),
-        None => Ok(()),
-    }
 }
 
 fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {

@@ -24,11 +24,12 @@ use std::{
     sync::Arc,
 };
 
+use openvpn_fleet::GatewayName;
 use toml::{Spanned, de::DeTable};
 
 pub use discover::{DiscoverConfig, DiscoverSource};
 pub use error::{ConfigError, ConfigErrors, Place};
-pub use instance::{InstanceConfig, InstanceOrigin};
+pub use instance::InstanceConfig;
 pub use limits::{JournalLimits, Limits};
 pub use listen::{DEFAULT_SOCKET, GrpcListener, ListenConfig, SocketConfig, TlsFiles};
 
@@ -45,7 +46,7 @@ const INCLUDES_MAX: usize = 10_000;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Name of this gateway.
-    pub name: String,
+    pub name: GatewayName,
     /// Where state is kept that outlives the process; only one process at a time may use it.
     pub state_dir: Option<PathBuf>,
     /// Where the gateway answers.
@@ -64,7 +65,7 @@ impl Default for Config {
     /// A gateway with the name of this machine that listens nowhere and has no instance.
     fn default() -> Self {
         Self {
-            name: address::host_name().to_owned(),
+            name: default_name(),
             state_dir: None,
             listen: ListenConfig {
                 grpc: Vec::new(),
@@ -121,7 +122,7 @@ impl Config {
 
     fn find_problems(&self, mistakes: &Mistakes) {
         for instance in &self.instances {
-            let Some(file) = &instance.session.password_file else {
+            let Some(file) = &instance.spec.session.password_file else {
                 continue;
             };
             let place = instance.password_place.as_ref().unwrap_or(&instance.place);
@@ -129,7 +130,7 @@ impl Config {
                 mistakes.add(
                     place,
                     "password_file",
-                    format!("instance {}: {message}", instance.name),
+                    format!("instance {}: {message}", instance.spec.name),
                 );
             }
         }
@@ -153,6 +154,13 @@ fn check_secret_file(path: &Path) -> Result<(), String> {
     } else {
         Ok(())
     }
+}
+
+/// The name of this machine, as far as it can name a gateway.
+fn default_name() -> GatewayName {
+    GatewayName::new(address::host_name())
+        .or_else(|_| GatewayName::new("gateway"))
+        .expect("a plain word is a name")
 }
 
 struct ConfigFile {
@@ -263,7 +271,7 @@ fn read_config(files: &[ConfigFile], mistakes: &Mistakes) -> Config {
     }
     let mut config = Config::default();
     let root = owner(&mut roots, "name");
-    let checked = |text: &str| instance::check_name(text).map(|()| text.to_owned());
+    let checked = |text: &str| GatewayName::new(text).map_err(|error| format!("{text:?} is no name: {error}"));
     if let Some(name) = root.take("name").and_then(|value| value.parsed(checked)) {
         config.name = name;
     }
@@ -298,7 +306,7 @@ fn read_config(files: &[ConfigFile], mistakes: &Mistakes) -> Config {
     roots.into_iter().for_each(Section::finish);
     config
         .instances
-        .sort_by(|a, b| (&a.name, &a.place).cmp(&(&b.name, &b.place)));
+        .sort_by(|a, b| (&a.spec.name, &a.place).cmp(&(&b.spec.name, &b.place)));
     find_clashes(&config.instances, mistakes);
     config
 }
@@ -334,16 +342,16 @@ fn owner<'a, 'b>(roots: &'b mut [Section<'a>], key: &'static str) -> &'b mut Sec
 fn find_clashes(instances: &[InstanceConfig], mistakes: &Mistakes) {
     let (mut names, mut addresses) = (BTreeMap::new(), BTreeMap::new());
     for instance in instances {
-        if let Some(first) = names.insert(&instance.name, &instance.place) {
+        if let Some(first) = names.insert(&instance.spec.name, &instance.place) {
             let message = format!(
                 "two instances are called {}: the other is at {first}",
-                instance.name
+                instance.spec.name
             );
             mistakes.add(&instance.place, "instance.name", message);
         }
-        let address = instance.session.address.to_string();
+        let address = instance.spec.session.address.to_string();
         if let Some((name, place)) =
-            addresses.insert(address.clone(), (&instance.name, &instance.place))
+            addresses.insert(address.clone(), (&instance.spec.name, &instance.place))
         {
             let message = format!("{address} is the address of instance {name} too, at {place}");
             mistakes.add(&instance.place, "instance.address", message);

@@ -274,7 +274,7 @@ impl<'a> Value<'a> {
     }
 
     /// A table whose keys are data, such as labels.
-    pub(super) fn entries(&self) -> Vec<(String, Value<'a>)> {
+    pub(super) fn entries(&self) -> Vec<(String, Self)> {
         self.section()
             .map_or_else(Vec::new, |section| section.entries().collect())
     }
@@ -290,7 +290,7 @@ impl<'a> Value<'a> {
     }
 
     /// The elements of a list, or the one value that stands instead of it.
-    pub(super) fn items(&self) -> Vec<Value<'a>> {
+    pub(super) fn items(&self) -> Vec<Self> {
         let item = |value: &'a Spanned<DeValue<'a>>| Value {
             source: self.source,
             key: self.key.clone(),

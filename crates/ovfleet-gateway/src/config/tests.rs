@@ -109,7 +109,7 @@ file = "targets/*.json"
 "#,
     )
     .unwrap();
-    assert_eq!(config.name, "vpn1");
+    assert_eq!(config.name.as_str(), "vpn1");
     assert_eq!(
         config.state_dir.as_deref(),
         Some(Path::new("/var/lib/ovfleet"))
@@ -162,38 +162,37 @@ file = "targets/*.json"
     let [eu1, eu2] = &config.instances[..] else {
         panic!("{:?}", config.instances)
     };
-    assert_eq!(eu1.name, "eu1");
+    assert_eq!(eu1.spec.name.as_str(), "eu1");
     assert_eq!(
-        eu1.session.address,
+        eu1.spec.session.address,
         Address::Tcp {
             host: "vpn.example".to_owned(),
             port: 7505
         }
     );
-    let labels: Vec<_> = eu1
-        .labels
+    let labels: Vec<_> = eu1.spec.labels
         .iter()
         .map(|(label, text)| format!("{label}={text}"))
         .collect();
     assert_eq!(labels, ["port=7505", "region=us", "site=vpn.example"]);
     assert_eq!(
-        eu1.session.password_file.as_deref(),
+        eu1.spec.session.password_file.as_deref(),
         Some(Path::new("/pw/eu1"))
     );
     assert_eq!(
-        (eu1.session.hold, eu1.session.disconnect),
+        (eu1.spec.session.hold, eu1.spec.session.disconnect),
         (HoldPolicy::Keep, DisconnectPolicy::Destructive)
     );
-    assert_eq!((eu1.session.log, eu1.session.clients_max), (false, 7));
+    assert_eq!((eu1.spec.session.log, eu1.spec.session.clients_max), (false, 7));
     assert_eq!(
-        (eu1.session.bytecount, eu1.session.status_interval),
+        (eu1.spec.session.bytecount, eu1.spec.session.status_interval),
         (None, 5 * MINUTE)
     );
-    assert_eq!(eu1.session.timings.unresponsive_reconnect, MINUTE);
-    assert_eq!((eu2.name.as_str(), eu2.place.line), ("eu2", 38));
-    assert_eq!(eu2.session.bytecount, Some(MINUTE / 12));
+    assert_eq!(eu1.spec.session.timings.unresponsive_reconnect, MINUTE);
+    assert_eq!((eu2.spec.name.as_str(), eu2.place.line), ("eu2", 38));
+    assert_eq!(eu2.spec.session.bytecount, Some(MINUTE / 12));
     assert!(
-        eu2.session
+        eu2.spec.session
             .password_file
             .as_ref()
             .unwrap()
@@ -219,10 +218,10 @@ file = "targets/*.json"
             sockets.place.clone(),
         )
         .unwrap();
-    assert_eq!(found.name, format!("{}-a", address::host_name()));
-    assert_eq!(found.session.hold, HoldPolicy::Keep);
+    assert_eq!(found.spec.name.as_str(), format!("{}-a", address::host_name()));
+    assert_eq!(found.spec.session.hold, HoldPolicy::Keep);
     assert_eq!(
-        found.session.status_interval,
+        found.spec.session.status_interval,
         5 * MINUTE,
         "defaults are for discovery too"
     );
@@ -237,11 +236,11 @@ file = "targets/*.json"
             targets.place.clone(),
         )
         .unwrap();
-    assert_eq!(found.name, "10.0.0.1-7505");
+    assert_eq!(found.spec.name.as_str(), "10.0.0.1-7505");
     assert!(
-        found.labels.contains_key("tier") && !found.labels.contains_key("__rack"),
+        found.spec.labels.get("tier").is_some() && found.spec.labels.get("__rack").is_none(),
         "{:?}",
-        found.labels
+        found.spec.labels
     );
 }
 
@@ -249,7 +248,7 @@ file = "targets/*.json"
 #[test]
 fn an_empty_file_gives_the_defaults() {
     let config = load("[listen]\nhttp = \"127.0.0.1:0\"").unwrap();
-    assert_eq!(config.name, address::host_name());
+    assert_eq!(config.name.as_str(), address::host_name());
     assert_eq!(config.limits, Limits::default());
     let [GrpcListener::Unix(socket)] = &config.listen.grpc[..] else {
         panic!("{:?}", config.listen)
@@ -285,7 +284,7 @@ main.toml:2: state_dir: must be a string, not a whole number
 main.toml:4: listen.grpc: 0.0.0.0:7600 would be plaintext beyond loopback: add tls = { cert, key, client_ca }
 main.toml:4: listen.grpc.tls.key: this key is required
 main.toml:6: limits.calls: must be between 1 and 1000000
-main.toml:8: instance.name: the name "a/b" contains '/'
+main.toml:8: instance.name: "a/b" is no name: '/' cannot be part of a name
 main.toml:12: instance.address: "/run/b" does not begin with unix: or tcp:
 main.toml:13: instance.hold: `maybe` is neither "release" nor "keep"
 main.toml:14: instance.password_file: unknown placeholder `{nmae}`: known are {name}, {host}, {stem}, {port} and {label.x}
@@ -300,7 +299,7 @@ fn mistakes_are_explained() {
     let table = [
         (
             "name = \"a b\"",
-            "main.toml:1: name: the name \"a b\" contains ' '",
+            "main.toml:1: name: \"a b\" is no name: ' ' cannot be part of a name",
         ),
         (
             "[instance]\nname = \"a\"",
@@ -446,16 +445,16 @@ fn included_files_add_instances() {
     let names: Vec<_> = config
         .instances
         .iter()
-        .map(|instance| instance.name.as_str())
+        .map(|instance| instance.spec.name.as_str())
         .collect();
     assert_eq!(names, ["a", "b"]);
     assert!(
         config
             .instances
             .iter()
-            .all(|instance| !instance.session.log)
+            .all(|instance| !instance.spec.session.log)
     );
-    let password_file = config.instances[1].session.password_file.as_deref();
+    let password_file = config.instances[1].spec.session.password_file.as_deref();
     assert_eq!(
         password_file,
         Some(files.path("conf.d/pw").as_path()),

@@ -55,7 +55,7 @@ fn format(value: u64, units: &[(&str, u64)]) -> String {
     let unit = units
         .iter()
         .rev()
-        .find(|(_, scale)| value >= *scale && value % scale == 0);
+        .find(|(_, scale)| value >= *scale && value.is_multiple_of(*scale));
     let (name, scale) = unit.unwrap_or(&units[0]);
     format!("{}{name}", value / scale)
 }

@@ -1,0 +1,64 @@
+//! Whether anybody needs this process.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// When callers were last there.
+#[derive(Clone, Debug)]
+pub(crate) struct Activity(Arc<Mutex<State>>);
+
+/// Guarded by a lock that is held for an assignment.
+#[derive(Debug)]
+struct State {
+    /// Connections of callers now.
+    connections: usize,
+    /// The last call, or the end of the last connection.
+    last: Instant,
+}
+
+/// A caller that is connected, until dropped.
+#[derive(Debug)]
+pub(crate) struct CallerPresent(Activity);
+
+impl Activity {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(State { connections: 0, last: Instant::now() })))
+    }
+
+    fn with<T>(&self, access: impl FnOnce(&mut State) -> T) -> T {
+        access(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn touch(&self) {
+        self.with(|state| state.last = Instant::now());
+    }
+
+    pub(crate) fn caller_present(&self) -> CallerPresent {
+        self.with(|state| state.connections += 1);
+        CallerPresent(self.clone())
+    }
+
+    /// Connections of callers now.
+    pub(crate) fn connections(&self) -> usize {
+        self.with(|state| state.connections)
+    }
+
+    /// For how long nobody has called; zero while somebody is connected.
+    pub(crate) fn quiet_for(&self) -> Duration {
+        self.with(|state| match state.connections {
+            0 => state.last.elapsed(),
+            _ => Duration::ZERO,
+        })
+    }
+}
+
+impl Drop for CallerPresent {
+    fn drop(&mut self) {
+        self.0.with(|state| {
+            state.connections -= 1;
+            state.last = Instant::now();
+        });
+    }
+}

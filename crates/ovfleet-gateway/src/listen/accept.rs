@@ -1,0 +1,247 @@
+//! The accept loop of one listener.
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    bind::{BindError, UnixSocket, bind_tcp, bind_unix},
+    serve::{serve_http1, serve_http2},
+};
+use crate::{
+    caller::{Caller, Identity},
+    config::{Limits, SocketConfig},
+};
+
+/// How long the loop rests after an error that will not go away by itself at
+/// once, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How much the kernel may hold for a caller that does not read: left alone it
+/// would be megabytes, of which our own figures show nothing.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// How long a caller may take for its first byte on a connection without TLS.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What all listeners together may take in.
+#[derive(Clone, Debug)]
+pub(crate) struct Admission {
+    connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+    handshake_timeout: Duration,
+}
+
+impl Admission {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(limits.connections)),
+            handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+            handshake_timeout: limits.handshake_timeout,
+        }
+    }
+}
+
+/// A bound socket, not yet accepting.
+pub(crate) struct Listener {
+    socket: Socket,
+    tls: Option<TlsAcceptor>,
+    /// Callers that nobody has identified may only read here.
+    read_only: bool,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Unix(UnixSocket, String),
+    Tcp(TcpListener, SocketAddr),
+}
+
+/// What is served on a listener.
+#[derive(Clone)]
+pub(crate) enum Service {
+    Grpc(super::serve::GrpcService),
+    Http(axum::Router),
+}
+
+impl Listener {
+    pub(crate) fn unix(config: &SocketConfig) -> Result<Self, BindError> {
+        let socket = bind_unix(config)?;
+        let shown = format!("unix:{}", config.path.display());
+        Ok(Self { socket: Socket::Unix(socket, shown), tls: None, read_only: false })
+    }
+
+    pub(crate) fn tcp(address: SocketAddr, read_only: bool) -> Result<Self, BindError> {
+        let listener = bind_tcp(address)?;
+        // With port 0 the kernel chose one.
+        let bound = listener.local_addr().unwrap_or(address);
+        Ok(Self { socket: Socket::Tcp(listener, bound), tls: None, read_only })
+    }
+
+    /// The same with TLS. Callers that show a certificate may also act.
+    pub(crate) fn with_tls(self, config: Arc<ServerConfig>) -> Self {
+        Self { tls: Some(TlsAcceptor::from(config)), ..self }
+    }
+
+    /// Where it listens: `unix:/path`, `http://127.0.0.1:7600`, `https://…`.
+    pub(crate) fn address(&self) -> String {
+        match &self.socket {
+            Socket::Unix(_, shown) => shown.clone(),
+            Socket::Tcp(_, address) if self.tls.is_some() => format!("https://{address}"),
+            Socket::Tcp(_, address) => format!("http://{address}"),
+        }
+    }
+
+    /// Serves until `stop`, then lets every connection finish its calls. Dropped,
+    /// it cuts them.
+    pub(crate) async fn run(self, service: Service, admission: Admission, stop: CancellationToken) {
+        let mut connections = JoinSet::new();
+        loop {
+            // One more handshake than allowed waits in the kernel's queue.
+            let handshake = match &self.tls {
+                Some(_) => tokio::select! {
+                    () = stop.cancelled() => break,
+                    permit = Arc::clone(&admission.handshakes).acquire_owned() => permit.ok(),
+                },
+                None => None,
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = self.accept() => match accepted {
+                    Ok(accepted) => {
+                        let Ok(permit) = Arc::clone(&admission.connections).try_acquire_owned() else {
+                            tracing::warn!(listener = %self.address(), "too many connections: one was closed");
+                            continue;
+                        };
+                        let serving = self.serve(accepted, service.clone(), handshake, &admission, stop.clone());
+                        connections.spawn(async move {
+                            serving.await;
+                            drop(permit);
+                        });
+                    }
+                    Err(error) => self.rest_after(&error).await,
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+        // The file of a Unix socket goes at once: nobody shall wait for an answer.
+        drop(self);
+        while connections.join_next().await.is_some() {}
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        match &self.socket {
+            Socket::Unix(socket, _) => {
+                let (stream, _) = socket.listener.accept().await?;
+                Ok(Accepted::Unix(stream))
+            }
+            Socket::Tcp(listener, _) => {
+                let (stream, address) = listener.accept().await?;
+                Ok(Accepted::Tcp(stream, address))
+            }
+        }
+    }
+
+    async fn rest_after(&self, error: &io::Error) {
+        // These concern one connection that went away while it was in the queue.
+        let harmless = matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+        );
+        if !harmless {
+            tracing::warn!(listener = %self.address(), %error, "cannot accept connections for now");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+
+    fn serve(
+        &self,
+        accepted: Accepted,
+        service: Service,
+        handshake: Option<OwnedSemaphorePermit>,
+        admission: &Admission,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (tls, read_only) = (self.tls.clone(), self.read_only);
+        let handshake_timeout = admission.handshake_timeout;
+        async move {
+            match accepted {
+                Accepted::Unix(stream) => {
+                    let Ok(credentials) = stream.peer_cred() else { return };
+                    let identity = Identity::Unix {
+                        uid: credentials.uid(),
+                        gid: credentials.gid(),
+                        pid: credentials.pid(),
+                    };
+                    if speaks(stream.readable()).await {
+                        service.serve(stream, Caller::new(identity, read_only), stop).await;
+                    }
+                }
+                Accepted::Tcp(stream, address) => {
+                    set_options(&stream);
+                    let Some(tls) = tls else {
+                        let caller = Caller::new(Identity::Address(address), read_only);
+                        if speaks(stream.readable()).await {
+                            service.serve(stream, caller, stop).await;
+                        }
+                        return;
+                    };
+                    let accepted = timeout(handshake_timeout, tls.accept(stream)).await;
+                    drop(handshake);
+                    match accepted {
+                        Ok(Ok(stream)) => {
+                            let certificate =
+                                stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                            let caller = match certificate {
+                                Some(certificate) => Caller::new(Identity::of_certificate(certificate), false),
+                                None => Caller::new(Identity::Address(address), read_only),
+                            };
+                            service.serve(stream, caller, stop).await;
+                        }
+                        Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
+                        Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Accepted {
+    Unix(UnixStream),
+    Tcp(TcpStream, SocketAddr),
+}
+
+impl Service {
+    async fn serve<S>(self, stream: S, caller: Caller, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        match self {
+            Self::Grpc(service) => serve_http2(stream, service, caller, stop).await,
+            Self::Http(router) => serve_http1(stream, router, stop).await,
+        }
+    }
+}
+
+/// Whether the other side says anything in time: a connection that never does
+/// must not keep its place.
+async fn speaks(readable: impl Future<Output = io::Result<()>>) -> bool {
+    let readable = pin!(readable);
+    matches!(timeout(FIRST_BYTE_TIMEOUT, readable).await, Ok(Ok(())))
+}
+
+fn set_options(stream: &TcpStream) {
+    // Small frames wait up to 40 ms for their acknowledgement otherwise.
+    let nodelay = stream.set_nodelay(true);
+    let send_buffer = socket2::SockRef::from(stream).set_send_buffer_size(SEND_BUFFER_BYTES);
+    if let Err(error) = nodelay.and(send_buffer) {
+        tracing::debug!(%error, "cannot set socket options");
+    }
+}

@@ -1,0 +1,155 @@
+//! Opening listening sockets, and leaving nothing behind.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::{
+        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+        net::UnixStream,
+    },
+    path::{Path, PathBuf},
+};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+
+use crate::config::SocketConfig;
+
+/// Connections that the kernel may hold for us before we accept them.
+const BACKLOG: i32 = 1_024;
+
+/// Why a listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another program listens there.
+    #[error("{address} is taken by another program: end that program, or listen elsewhere")]
+    Taken {
+        /// The address.
+        address: String,
+    },
+    /// There is a file of that name which is no socket.
+    #[error("{} exists and is no socket: remove it, or listen elsewhere", path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No such user or group.
+    #[error("there is no {what} {name} on this machine")]
+    UnknownAccount {
+        /// `user` or `group`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Anything else.
+    #[error("cannot listen on {address}")]
+    Io {
+        /// The address.
+        address: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A Unix socket that removes its file when it is dropped.
+#[derive(Debug)]
+pub(super) struct UnixSocket {
+    pub(super) listener: UnixListener,
+    _file: SocketFile,
+}
+
+/// The file of a bound socket.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: a socket that someone else put in its place stays.
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+pub(super) fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Connections of the process before us may linger in TIME_WAIT.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG.unsigned_abs())
+    };
+    bind().map_err(|source| bind_error(&address.to_string(), source))
+}
+
+/// Opens a Unix socket. Nobody can connect before its mode and owner are set.
+pub(super) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> {
+    let path = &config.path;
+    let address = format!("unix:{}", path.display());
+    let owner = config.owner.as_deref().map(|name| account("user", "/etc/passwd", name)).transpose()?;
+    let group = config.group.as_deref().map(|name| account("group", "/etc/group", name)).transpose()?;
+    remove_stale(path, &address)?;
+    let bind = || {
+        // The directory of the default socket is gone after every boot.
+        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+            fs::create_dir(parent)?;
+        }
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        let metadata = fs::symlink_metadata(path)?;
+        let file = SocketFile { path: path.clone(), identity: (metadata.dev(), metadata.ino()) };
+        if owner.is_some() || group.is_some() {
+            std::os::unix::fs::chown(path, owner, group)?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(config.mode))?;
+        // Only from here on can anybody connect.
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(std::os::fd::OwnedFd::from(socket)))?;
+        Ok(UnixSocket { listener, _file: file })
+    };
+    bind().map_err(|source| bind_error(&address, source))
+}
+
+/// Removes the socket of a process that ended without doing so itself.
+fn remove_stale(path: &Path, address: &str) -> Result<(), BindError> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        return Err(BindError::NotASocket { path: path.to_owned() });
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|source| bind_error(address, source))
+        }
+        // Somebody answers, or holds it and is too busy to.
+        _ => Err(BindError::Taken { address: address.to_owned() }),
+    }
+}
+
+fn bind_error(address: &str, source: io::Error) -> BindError {
+    let address = address.to_owned();
+    match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::Taken { address },
+        _ => BindError::Io { address, source },
+    }
+}
+
+/// The number of a user or group, by number or by name in `file`: the third
+/// field of a line that begins with the name.
+fn account(what: &'static str, file: &str, name: &str) -> Result<u32, BindError> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let lines = fs::read_to_string(file).unwrap_or_default();
+    lines
+        .lines()
+        .map(|line| line.split(':'))
+        .find_map(|mut fields| (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?)
+        .ok_or_else(|| BindError::UnknownAccount { what, name: name.to_owned() })
+}

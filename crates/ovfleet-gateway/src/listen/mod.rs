@@ -1,0 +1,16 @@
+//! Listeners: sockets, the accept loop, TLS, and who is at the other end.
+//!
+//! An error of one connection never ends a listener, and a listener ends only
+//! when it is told to.
+
+mod accept;
+mod bind;
+mod serve;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub(crate) use accept::{Admission, Listener, Service};
+pub use bind::BindError;
+pub use tls::TlsError;
+pub(crate) use tls::load as load_tls;

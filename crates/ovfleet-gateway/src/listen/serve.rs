@@ -1,0 +1,129 @@
+//! One connection, served to its end.
+
+use std::{convert::Infallible, pin::pin, time::Duration};
+
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    server::conn::{http1, http2},
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tower::Service as _;
+
+use crate::{caller::Caller, config::Limits, idle::Activity};
+
+/// A caller that does not answer a ping in time is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams that callers opened and reset before we looked at them; more end the connection.
+const PENDING_RESETS_MAX: usize = 20;
+/// Streams that we reset for protocol errors; more end the connection.
+const LOCAL_RESETS_MAX: usize = 200;
+/// What one stream may hold for a caller that does not read, in bytes.
+const SEND_BUFFER_BYTES: usize = 128 << 10;
+/// What a caller may send before we read it: requests are small.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// How long a caller of the HTTP port may take for the headers of a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The gRPC services, as every connection serves them.
+#[derive(Clone)]
+pub(crate) struct GrpcService {
+    routes: Routes,
+    activity: Activity,
+    streams_per_connection: u32,
+    header_bytes: u32,
+}
+
+impl GrpcService {
+    pub(crate) fn new(routes: Routes, activity: Activity, limits: &Limits) -> Self {
+        let bound = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
+        Self {
+            routes: routes.prepare(),
+            activity,
+            streams_per_connection: bound(limits.streams_per_connection),
+            header_bytes: bound(limits.header_size),
+        }
+    }
+}
+
+/// The services as one caller sees them: each request says who makes it.
+struct Called {
+    routes: Routes,
+    caller: Caller,
+    activity: Activity,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Called {
+    type Response = Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = <Routes as tower::Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        self.activity.touch();
+        request.extensions_mut().insert(self.caller.clone());
+        self.routes.clone().call(request)
+    }
+}
+
+/// Serves gRPC until the caller leaves, or until `stop` and the last call has ended.
+pub(super) async fn serve_http2<S>(stream: S, service: GrpcService, caller: Caller, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let GrpcService { routes, activity, streams_per_connection, header_bytes } = service;
+    let present = activity.caller_present();
+    let called = Called { routes, caller, activity };
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(streams_per_connection)
+        .max_header_list_size(header_bytes)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(LOCAL_RESETS_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), called));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection ended with an error");
+    }
+    drop(present);
+}
+
+/// Serves the HTTP port until the caller leaves, or until `stop` and the last answer is out.
+pub(super) async fn serve_http1<S>(stream: S, router: axum::Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let service = TowerToHyperService::new(router);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "HTTP connection ended with an error");
+    }
+}
