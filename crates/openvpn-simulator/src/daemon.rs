@@ -223,7 +223,7 @@ impl DaemonBuilder {
         let (jobs, jobs_receiver) = mpsc::channel(JOBS_CAPACITY);
         let mut owner = Owner::new(
             self.settings,
-            address,
+            address.clone(),
             jobs_receiver,
             observed_sender,
             Arc::clone(&trace),
@@ -231,16 +231,20 @@ impl DaemonBuilder {
         for misbehaviour in self.misbehaviours {
             owner.misbehave(misbehaviour);
         }
-        owner.start()?;
-        let address = owner.address().clone();
-        Ok(Daemon {
+        let mut daemon = Daemon {
             name: name.into(),
             address,
             jobs,
             observed,
             trace,
             task: tokio::spawn(owner.run()),
-        })
+        };
+        daemon.start_again().await?;
+        // The task is alive, as it has just answered; it knows the port the kernel chose.
+        if let Ok(address) = daemon.call(|owner| owner.address().clone()).await {
+            daemon.address = address;
+        }
+        Ok(daemon)
     }
 }
 

@@ -82,9 +82,13 @@ fn print_family_address(address: SocketAddr) -> String {
     }
 }
 
-/// Replaces what OpenVPN does not let into a name.
-fn sanitize(name: &mut [u8]) {
-    for byte in name {
+/// Replaces what OpenVPN does not let into names.
+fn sanitize(client: &mut ClientSpec) {
+    let names = client
+        .common_name
+        .iter_mut()
+        .chain(client.username.iter_mut().flatten());
+    for byte in names {
         if *byte < 0x20 || *byte == 0x7f {
             *byte = b'_';
         }
@@ -118,7 +122,7 @@ impl Engine {
             half_open.real_address = address;
         }
         *half_open.spec = client;
-        sanitize(&mut half_open.spec.common_name);
+        sanitize(&mut half_open.spec);
         self.greet_client(cid);
         Ok(())
     }
@@ -146,7 +150,7 @@ impl Engine {
                 daemon: self.settings.name.clone(),
             });
         }
-        sanitize(&mut spec.common_name);
+        sanitize(&mut spec);
         let real_address = spec.real_address.unwrap_or_else(|| self.draw_address());
         let cid = if self.does(&Misbehaviour::CidReuse) && self.next_cid > 0 {
             0
