@@ -92,7 +92,7 @@ async fn an_orderly_leave_over_udp_is_told() -> Result<()> {
         .exit_notify()
         .connect()
         .await?;
-    let (_gateway, mut api) = attach(&[&server]).await?;
+    let (gateway, mut api) = attach(&[&server]).await?;
     let rows = api.wait_clients(ClientFilter::default(), 1, SOON).await?;
     let log = api.follow().await?;
 
@@ -132,6 +132,25 @@ async fn an_orderly_leave_over_udp_is_told() -> Result<()> {
         "{gone:#?}"
     );
     ensure!(api.clients(ClientFilter::default()).await?.is_empty());
+
+    let kinds = [
+        "events",
+        "--from",
+        "oldest",
+        "--no-follow",
+        "--kind",
+        "client.*",
+        "-o",
+        "jsonl",
+    ];
+    let told = gateway.cli(&kinds).await?;
+    ensure!(told.code == Some(0), "{told:?}");
+    for line in told.stdout.lines() {
+        let event: serde_json::Value = serde_json::from_str(line)?;
+        let kind = event["kind"].as_str().unwrap_or("");
+        ensure!(kind.starts_with("client."), "{line}");
+    }
+    ensure!(told.stdout.contains("client.disconnected"), "{told:?}");
     Ok(())
 }
 

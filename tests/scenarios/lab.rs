@@ -87,7 +87,7 @@ async fn clients_come_and_leave_in_every_way() -> Result<()> {
     let silence = udp.silence_timeout() + SOON;
     udp.wait_log("Inactivity timeout (--ping-restart)", 1, silence)
         .await?;
-    poll_until("the table to be empty", SOON, async || {
+    poll_until("the table to be empty", silence, async || {
         Ok(udp.fresh_status().await?.clients.is_empty().then_some(()))
     })
     .await

@@ -3,6 +3,8 @@
 mod arrivals;
 mod callers;
 mod commands;
+mod demo;
+mod discovery;
 mod faults;
 mod kill;
 mod lab;

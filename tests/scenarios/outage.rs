@@ -297,6 +297,75 @@ async fn a_stopped_daemon_is_unresponsive_and_harms_nobody() -> Result<()> {
     Ok(())
 }
 
+/// A deadline is the caller's: an action answers before it, and tells what was not sent,
+/// whatever a daemon does.
+#[tokio::test]
+async fn an_action_answers_before_its_deadline() -> Result<()> {
+    const DEADLINE: Duration = Duration::from_secs(3);
+    let mut hanging = Server::builder("hanging").keepalive(5, 60).start().await?;
+    let healthy = Server::builder("healthy").start().await?;
+    let mut clients = Vec::new();
+    for server in [&hanging, &healthy] {
+        clients.push(Client::builder(server, "alice").connect().await?);
+    }
+    let (_gateway, mut api) = attach(&[&hanging, &healthy]).await?;
+    let rows = api.wait_clients(by_name("alice"), 2, SOON).await?;
+    let refs = rows.into_iter().filter_map(|row| row.r#ref).collect();
+    hanging.signal(Signal::STOP)?;
+
+    let mut request = tonic::Request::new(v1::KillClientsRequest {
+        selector: ovfleet_tests::api::all(),
+        filter: Some(ovfleet_tests::api::by_refs(refs)),
+        mode: v1::KillMode::Halt.into(),
+        request_id: "hanging".to_owned(),
+        ..Default::default()
+    });
+    request.set_timeout(DEADLINE);
+    let asked = Instant::now();
+    let answer = api.control.kill_clients(request).await?.into_inner();
+    ensure!(asked.elapsed() < DEADLINE, "{:?}", asked.elapsed());
+    let outcome = |instance: &str| {
+        let of = |result: &&v1::KillResult| {
+            result
+                .r#ref
+                .as_ref()
+                .is_some_and(|r| r.instance == instance)
+        };
+        answer.results.iter().find(of).map(v1::KillResult::outcome)
+    };
+    ensure!(answer.results.len() == 2, "{answer:#?}");
+    ensure!(
+        outcome("healthy") == Some(v1::Outcome::Accepted),
+        "{answer:#?}"
+    );
+    // Nothing can be resolved against a daemon that does not answer, so nothing is sent.
+    ensure!(
+        outcome("hanging") == Some(v1::Outcome::NotSent),
+        "{answer:#?}"
+    );
+    let kept = v1::GetActionRequest {
+        request_id: "hanging".to_owned(),
+    };
+    let action = api
+        .control
+        .get_action(timed(kept))
+        .await?
+        .into_inner()
+        .action;
+    ensure!(action.is_some_and(|action| action.finished_time.is_some()));
+
+    hanging.signal(Signal::CONT)?;
+    clients[1].wait_ended(SOON).await?;
+    api.wait_condition("hanging", Condition::Attached, SOON)
+        .await?;
+    ensure!(
+        !hanging.log_contains("CMD 'client-kill"),
+        "it was sent after all"
+    );
+    ensure!(clients[0].is_running()?);
+    Ok(())
+}
+
 /// Somebody else on the only slot: said so, by name where the system tells, and taken
 /// over the moment it is free.
 #[tokio::test]

@@ -23,8 +23,9 @@ use crate::{
 
 /// How long a daemon may take to come up on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// The status file is rewritten every second; a complete one is there long before.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
+/// The status file is rewritten every second while there are clients; without any, OpenVPN
+/// looks at its timers only every 10 s.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The transport of the VPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -364,7 +365,8 @@ impl Server {
         .await
     }
 
-    /// What the daemon itself wrote about its clients, at most a second ago.
+    /// What the daemon itself wrote about its clients: at most a second ago, or ten without
+    /// any client.
     ///
     /// # Errors
     /// It writes none, or one that the lab cannot read.
