@@ -33,6 +33,9 @@ pub enum Method {
 }
 
 impl Method {
+    /// Every method.
+    pub const ALL: [Self; 2] = [Self::KillClients, Self::SignalInstances];
+
     /// Its name in the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -67,6 +70,19 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 9] = [
+        Self::Planned,
+        Self::Accepted,
+        Self::Confirmed,
+        Self::AlreadyGone,
+        Self::Stale,
+        Self::Rejected,
+        Self::Denied,
+        Self::NotSent,
+        Self::Unknown,
+    ];
+
     /// Its name in the API, without prefix.
     #[must_use]
     pub fn as_str(self) -> &'static str {

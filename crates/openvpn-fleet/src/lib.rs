@@ -47,7 +47,7 @@ pub use filter::{
 pub use fleet::{Changes, Fleet, FleetConfig, NameClash, Selection};
 pub use instance::Instance;
 pub use journal::{
-    Batch, Encode, Entry, Item, Journal, JournalConfig, Position, Reader, Record, RunId, Start,
+    Batch, Counts, Encode, Entry, Item, Journal, JournalConfig, Position, Reader, Record, RunId, Start,
 };
 pub use label::{EXPRESSION_BYTES_MAX, LabelExpression, LabelExpressionError};
 pub use name::{

@@ -6,6 +6,7 @@
 //!            Reader (a position and no queue) ── read ──► events, and a gap for every hole its filter touches
 //! ```
 
+mod counts;
 mod reader;
 mod ring;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+pub use self::counts::Counts;
 pub use self::reader::{Batch, Item, Reader, Start};
 use self::ring::Ring;
 use crate::event::{Event, EventClass, Gap};
@@ -125,6 +127,7 @@ pub struct Journal {
     rings: Mutex<Rings>,
     /// The newest sequence number; wakes readers without a queue for each.
     newest: watch::Sender<u64>,
+    counts: Counts,
 }
 
 #[derive(Debug)]
@@ -170,6 +173,7 @@ impl Journal {
                 rings: SHARES.map(ring),
             }),
             newest: watch::Sender::new(start),
+            counts: Counts::new(),
         }
     }
 
@@ -189,6 +193,9 @@ impl Journal {
             let mut rings = self.lock();
             let mut newest_time = None;
             for record in records {
+                if let Record::Event(event) = &record {
+                    self.counts.add(event);
+                }
                 let sequence = rings.next_sequence;
                 rings.next_sequence += 1;
                 let entry = Entry::new(sequence, record);
@@ -283,6 +290,12 @@ impl Journal {
                 .unwrap_or_default(),
             _ => Duration::ZERO,
         }
+    }
+
+    /// How often what happened since the start.
+    #[must_use]
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// How full it is, by class.
