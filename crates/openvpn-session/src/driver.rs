@@ -54,7 +54,7 @@ pub(crate) struct Driver<'a, O> {
 
 /// How far the session is.
 enum Stage {
-    Syncing(Synchronisation),
+    Syncing(Box<Synchronisation>),
     Attached { polls: Polls, since: Instant },
 }
 
@@ -90,7 +90,7 @@ impl<'a, O: Observer> Driver<'a, O> {
             link,
             config,
             report,
-            stage: Stage::Syncing(Synchronisation::default()),
+            stage: Stage::Syncing(Box::default()),
             in_flight: None,
             release_due: false,
             unresponsive_since: None,
@@ -544,6 +544,8 @@ impl<'a, O: Observer> Driver<'a, O> {
             Ended::Broken(reason) => reason.clone(),
         };
         self.report.mailbox.forget_snapshot();
+        // Asked for while there was a session, which needed none.
+        self.report.mailbox.take_retry();
         if let Some(InFlight {
             purpose: Purpose::Call(caller),
             sent,

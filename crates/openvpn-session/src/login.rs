@@ -1,6 +1,8 @@
 //! From an open socket to the daemon's greeting.
 
+use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 
 use openvpn_management::{Output, Text};
 use tokio::task::spawn_blocking;
@@ -94,18 +96,19 @@ pub(crate) async fn login<O: Observer>(
             biased;
             () = cancel.cancelled() => return Err(LoginError::Cancelled),
             ready = link.ready() => ready.map_err(lost)?,
-            () = silence.broken_off() => {
-                silence = Silence::Endured;
-                let reason = slot_busy(config, tried.is_some()).await;
+            reason = silence.reason(config, tried.is_some()) => {
                 report.stands(Condition::SlotBusy, reason);
             }
         }
     }
 }
 
-/// How long the daemon may stay silent before we say so.
+/// A daemon that says nothing, and what we make of it.
 enum Silence {
+    /// It may take its time until then.
     Until(Instant),
+    /// We look for the reason, still listening.
+    Asking(Pin<Box<dyn Future<Output = String> + Send>>),
     /// We have said so, and wait on.
     Endured,
 }
@@ -115,10 +118,26 @@ impl Silence {
         Self::Until(Instant::now() + config.timings.greeting_deadline)
     }
 
-    async fn broken_off(&self) {
-        match self {
-            Self::Until(deadline) => sleep_until(*deadline).await,
-            Self::Endured => std::future::pending().await,
+    /// Why the daemon stays silent, once that takes too long; ends once. Cancel safe.
+    async fn reason(&mut self, config: &SessionConfig, password_sent: bool) -> String {
+        loop {
+            match self {
+                Self::Until(deadline) => {
+                    sleep_until(*deadline).await;
+                    if password_sent {
+                        *self = Self::Endured;
+                        return "the daemon does not answer the password".to_owned();
+                    }
+                    let address = config.address.clone();
+                    *self = Self::Asking(Box::pin(async move { slot::describe(&address).await }));
+                }
+                Self::Asking(description) => {
+                    let reason = description.await;
+                    *self = Self::Endured;
+                    return reason;
+                }
+                Self::Endured => std::future::pending().await,
+            }
         }
     }
 }
@@ -212,12 +231,4 @@ async fn refused<O: Observer>(
             }
         }
     }
-}
-
-/// Why the daemon stays silent, as far as can be seen.
-async fn slot_busy(config: &SessionConfig, password_sent: bool) -> String {
-    if password_sent {
-        return "the daemon does not answer the password".to_owned();
-    }
-    slot::describe(&config.address).await
 }

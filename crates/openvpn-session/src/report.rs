@@ -37,6 +37,12 @@ impl<O: Observer> Report<O> {
             .map_or(Condition::Connecting, |(condition, _)| *condition)
     }
 
+    /// The reason reported last, if it was for this condition.
+    pub(crate) fn reason_of(&self, condition: Condition) -> Option<&str> {
+        let (last, reason) = self.last.as_ref()?;
+        (*last == condition).then_some(reason)
+    }
+
     /// The session stands like this now; it waits for something else than time.
     pub(crate) fn stands(&mut self, condition: Condition, reason: impl Into<String>) {
         self.change(condition, reason.into(), None);

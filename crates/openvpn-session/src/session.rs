@@ -79,10 +79,7 @@ impl<O: Observer> Session<O> {
             }
             Err(error) => {
                 let (condition, reason) = match &error {
-                    DialError::QueueFull => {
-                        let holder = slot::describe(&self.config.address).await;
-                        (Condition::SlotBusy, holder)
-                    }
+                    DialError::QueueFull => (Condition::SlotBusy, self.describe_slot().await),
                     _ => (Condition::Unreachable, error.to_string()),
                 };
                 let eagerness = match &error {
@@ -102,7 +99,8 @@ impl<O: Observer> Session<O> {
         }
     }
 
-    async fn dial(&self) -> Result<Stream, DialError> {
+    // Not `&self`, which would ask the observer to be Sync.
+    async fn dial(&mut self) -> Result<Stream, DialError> {
         self.pacer.turn().await;
         dial::open(&self.config.address, &self.config.timings).await
     }
@@ -146,6 +144,14 @@ impl<O: Observer> Session<O> {
         };
         let never = std::future::pending();
         self.wait(condition, reason, eagerness, never, cancel).await
+    }
+
+    /// Who holds the slot; looked up once and not at every attempt.
+    async fn describe_slot(&mut self) -> String {
+        match self.report.reason_of(Condition::SlotBusy) {
+            Some(reason) => reason.to_owned(),
+            None => slot::describe(&self.config.address).await,
+        }
     }
 
     fn eagerness(&self) -> Eagerness {
