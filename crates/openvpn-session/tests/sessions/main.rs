@@ -1,0 +1,10 @@
+//! Sessions to daemons that are written by hand, and to real ones.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod attached;
+mod ending;
+mod login;
+mod real;
+mod snapshots;
+mod support;
