@@ -54,8 +54,17 @@ enum Reading {
     SingleQuoted,
 }
 
-/// Splits a line into parameters, or says what OpenVPN says about it after `ERROR: `.
-pub(crate) fn lex(line: &[u8]) -> Result<Vec<Vec<u8>>, Vec<u8>> {
+/// A line that cannot be split.
+#[derive(Debug)]
+pub(crate) struct LexError {
+    /// What OpenVPN says about it after `ERROR: `.
+    pub(crate) text: Vec<u8>,
+    /// The parameters before the mistake.
+    pub(crate) parameters: Vec<Vec<u8>>,
+}
+
+/// Splits a line into parameters.
+pub(crate) fn lex(line: &[u8]) -> Result<Vec<Vec<u8>>, LexError> {
     let mut parameters: Vec<Vec<u8>> = Vec::new();
     let mut parameter = Vec::new();
     let mut reading = Reading::Space;
@@ -90,13 +99,14 @@ pub(crate) fn lex(line: &[u8]) -> Result<Vec<Vec<u8>>, Vec<u8>> {
             reading = Reading::Space;
         }
         if backslash && taken && !(byte == b'\\' || byte == b'"' || space) {
-            return Err(
-                b"Options warning: Bad backslash ('\\') usage in TCP:0: remember that \
+            let text = b"Options warning: Bad backslash ('\\') usage in TCP:0: remember that \
                 backslashes are treated as shell-escapes and if you need to pass backslash \
                 characters as part of a Windows filename, you should use double backslashes such \
-                as \"c:\\\\openvpn\\\\static.key\""
-                    .to_vec(),
-            );
+                as \"c:\\\\openvpn\\\\static.key\"";
+            return Err(LexError {
+                text: text.to_vec(),
+                parameters,
+            });
         }
         backslash = false;
         if taken {
@@ -106,7 +116,7 @@ pub(crate) fn lex(line: &[u8]) -> Result<Vec<Vec<u8>>, Vec<u8>> {
                 let mut text =
                     b"Options error: Parameter at TCP:0 is too long (256 chars max): ".to_vec();
                 text.append(&mut parameter);
-                return Err(text);
+                return Err(LexError { text, parameters });
             }
             parameter.push(byte);
         }
@@ -115,18 +125,21 @@ pub(crate) fn lex(line: &[u8]) -> Result<Vec<Vec<u8>>, Vec<u8>> {
         }
     }
 
-    match reading {
-        Reading::Space => Ok(parameters),
-        Reading::Quoted => Err(b"Options error: No closing quotation (\") in TCP:0".to_vec()),
-        Reading::SingleQuoted => {
-            Err(b"Options error: No closing single quotation (') in TCP:0".to_vec())
-        }
-        Reading::Unquoted => Err(b"Options error: Residual parse state (2) in TCP:0".to_vec()),
-    }
+    let text = match reading {
+        Reading::Space => return Ok(parameters),
+        Reading::Quoted => &b"Options error: No closing quotation (\") in TCP:0"[..],
+        Reading::SingleQuoted => b"Options error: No closing single quotation (') in TCP:0",
+        Reading::Unquoted => b"Options error: Residual parse state (2) in TCP:0",
+    };
+    Err(LexError {
+        text: text.to_vec(),
+        parameters,
+    })
 }
 
-/// C's `atoi`: leading space, a sign, digits; 0 for anything else.
-pub(crate) fn atoi(text: &[u8]) -> i64 {
+/// C's `atoi`: leading space, a sign, digits; 0 for anything else. As in glibc it reads 64 bits,
+/// and keeps the lower 32.
+pub(crate) fn atoi(text: &[u8]) -> i32 {
     let text = text.trim_ascii_start();
     let (negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
@@ -138,11 +151,16 @@ pub(crate) fn atoi(text: &[u8]) -> i64 {
             .iter()
             .take_while(|byte| byte.is_ascii_digit())
             .fold(0_i64, |value, byte| {
-                value
-                    .saturating_mul(10)
-                    .saturating_add(i64::from(byte - b'0'))
+                let digit = i64::from(byte - b'0');
+                let value = value.saturating_mul(10);
+                if negative {
+                    value.saturating_sub(digit)
+                } else {
+                    value.saturating_add(digit)
+                }
             });
-    if negative { -value } else { value }
+    let [a, b, c, d, ..] = value.to_le_bytes();
+    i32::from_le_bytes([a, b, c, d])
 }
 
 /// C's `sscanf("%lu")`: as `atoi`, but `None` where there is no digit; a minus sign wraps.
@@ -254,11 +272,11 @@ mod tests {
             (b"kill u\\", "Residual parse state (2)"),
             (b"p\\id", "Bad backslash ('\\') usage"),
         ] {
-            let error = String::from_utf8(lex(line).unwrap_err()).unwrap();
+            let error = String::from_utf8(lex(line).unwrap_err().text).unwrap();
             assert!(error.contains(text), "{error}");
         }
         assert!(lex(&[b'x'; 256]).is_ok());
-        let error = lex(&[b'x'; 257]).unwrap_err();
+        let error = lex(&[b'x'; 257]).unwrap_err().text;
         assert!(error.ends_with(&[b'x'; 255]) && !error.ends_with(&[b'x'; 256]));
     }
 
@@ -267,6 +285,8 @@ mod tests {
         assert_eq!(atoi(b"12x"), 12);
         assert_eq!(atoi(b"-5"), -5);
         assert_eq!(atoi(b"abc"), 0);
+        assert_eq!(atoi(b"4294967297"), 1);
+        assert_eq!(atoi(b"99999999999999999999999"), -1);
         assert_eq!(parse_unsigned(b"5x"), Some(5));
         assert_eq!(parse_unsigned(b"-1"), Some(u64::MAX));
         assert_eq!(parse_unsigned(b"x"), None);

@@ -1,18 +1,16 @@
-//! Clients: how they come, what they say, how they go.
+//! Clients: how they come, and who they are.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::time::{Duration, Instant};
 
-use crate::client::{AfterLoss, ClientSpec, ClientState, How};
+use crate::client::{ClientSpec, ClientState};
 use crate::clock::UnixTime;
-use crate::lexer::atoi;
-use crate::output::Stamp;
 use crate::random::{mix, seed};
 use crate::{ControlError, Misbehaviour};
 
 use super::env::Occasion;
-use super::{Engine, Flow, Phase, Timer};
+use super::{Engine, Phase, Timer};
 
 /// How far a client has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +136,11 @@ impl Engine {
         self.connect_again(spec, from)
     }
 
-    fn connect_again(&mut self, mut spec: ClientSpec, from: IpAddr) -> Result<u64, ControlError> {
+    pub(super) fn connect_again(
+        &mut self,
+        mut spec: ClientSpec,
+        from: IpAddr,
+    ) -> Result<u64, ControlError> {
         spec.real_address = Some(SocketAddr::new(from, self.draw_port()));
         self.connect(spec)
     }
@@ -379,362 +381,6 @@ impl Engine {
         }
     }
 
-    // ---- going
-
-    pub(crate) fn leave(&mut self, cid: u64, how: How) -> Result<(), ControlError> {
-        let unknown = self.unknown_client(cid);
-        let client = self.clients.get_mut(&cid).ok_or(unknown)?;
-        client.spec.after_loss = AfterLoss::StaysAway;
-        let prefix = client.log_prefix();
-        let name = client.common_name().to_vec();
-        let line = |text: &str| [&prefix[..], b" ", text.as_bytes()].concat();
-        match how {
-            How::ExitNotify => {
-                self.log("N", line("CC-EEN exit message received by peer"));
-                let prefix = [&prefix[..], b" "].concat();
-                if self.schedule_exit(cid, &prefix) {
-                    self.say(">NOTIFY:info,remote-exit,EXIT");
-                }
-                return Ok(());
-            }
-            How::ExitNotifyData => {
-                self.log("N", line("OCC exit message received by peer"));
-                self.log(
-                    "",
-                    line("SIGUSR1[soft,remote-exit] received, client-instance restarting"),
-                );
-            }
-            How::PingTimeout => {
-                let tail = b"] Inactivity timeout (--ping-restart), restarting";
-                let inactive = [&line("["), &name[..], tail].concat();
-                self.log("I", inactive);
-                self.log(
-                    "",
-                    line("SIGUSR1[soft,ping-restart] received, client-instance restarting"),
-                );
-            }
-            How::TcpClose => {
-                self.log("N", line("Connection reset, restarting [0]"));
-                self.log(
-                    "",
-                    line("SIGUSR1[soft,connection-reset] received, client-instance restarting"),
-                );
-            }
-        }
-        self.remove(cid);
-        Ok(())
-    }
-
-    /// Takes an instance out of the tables, with its `DISCONNECT` if it had a `CONNECT`.
-    pub(super) fn remove(&mut self, cid: u64) {
-        let announced = self
-            .clients
-            .get(&cid)
-            .is_some_and(|client| client.announced.is_some());
-        if announced {
-            self.say_block(cid, Occasion::Disconnect);
-        }
-        if let Some(client) = self.clients.remove(&cid) {
-            self.give_back(&client);
-        }
-    }
-
-    fn give_back(&mut self, client: &Client) {
-        self.pool.give_back_peer_id(client.peer_id);
-        if let Some(number) = client.pool_number {
-            self.pool.give_back(number);
-        }
-    }
-
-    pub(super) fn delayed_exit(&mut self, cid: u64) {
-        let Some(client) = self.clients.get(&cid).filter(|client| client.leaving) else {
-            return;
-        };
-        let text = b" SIGTERM[soft,delayed-exit] received, client-instance exiting";
-        let line = [&client.log_prefix()[..], text].concat();
-        self.log("", line);
-        self.remove(cid);
-    }
-
-    /// Lets a client come back later, if it is one that does.
-    pub(super) fn schedule_return(&mut self, cid: u64, after: Duration) {
-        let Some(client) = self.clients.get(&cid) else {
-            return;
-        };
-        if client.spec.after_loss == AfterLoss::StaysAway || client.stage != Stage::Established {
-            return;
-        }
-        let mut spec = client.spec.clone();
-        spec.real_address = Some(client.real_address);
-        self.set_timer(after, Timer::Returns(spec));
-    }
-
-    pub(super) fn returns(&mut self, spec: Box<ClientSpec>) {
-        if self.phase == Phase::Serving {
-            if let Some(address) = spec.real_address {
-                // Serving was just checked, so it gets in.
-                let _ = self.connect_again(*spec, address.ip());
-            }
-        } else {
-            self.set_timer(Duration::from_secs(1), Timer::Returns(spec));
-        }
-    }
-
-    // ---- killing
-
-    pub(super) fn kill_command(&mut self, victim: &[u8]) {
-        if !self.serves("kill") {
-            return;
-        }
-        let (first, rest) = cut_part(victim);
-        let (second, _) = cut_part(rest);
-        if first.is_empty() {
-            self.say("ERROR: kill parse");
-            return;
-        }
-        if second.is_empty() {
-            let killed = self.kill_where(|client| client.common_name() == first);
-            if killed == 0 {
-                self.say_bytes(&[b"ERROR: common name '", first, b"' not found"]);
-            } else {
-                let tail = format!("' found, {killed} client(s) killed");
-                self.say_bytes(&[b"SUCCESS: common name '", first, tail.as_bytes()]);
-            }
-            return;
-        }
-        let Some(address) = parse_ipv4(first) else {
-            let unparsable = [
-                b"RESOLVE: Cannot parse IP address: ",
-                first,
-                b": (Name or service not known)",
-            ];
-            self.log("N", unparsable.concat());
-            self.say_bytes(&[b"ERROR: error parsing IP address: ", first]);
-            return;
-        };
-        let port = u16::try_from(atoi(second)).unwrap_or(0);
-        if port == 0 {
-            self.say_bytes(&[b"ERROR: port number is out of range: ", second]);
-            return;
-        }
-        let target = SocketAddr::from((address, port));
-        let killed = self.kill_where(|client| client.real_address == target);
-        if killed == 0 {
-            self.say(format_args!("ERROR: client at address {target} not found"));
-        } else {
-            self.say(format_args!(
-                "SUCCESS: {killed} client(s) at address {target} killed"
-            ));
-        }
-    }
-
-    /// Ends instances at once and without telling their peers.
-    fn kill_where(&mut self, condition: impl Fn(&Client) -> bool) -> usize {
-        let victims: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| condition(client))
-            .map(|(cid, _)| *cid)
-            .collect();
-        for cid in &victims {
-            if let Some(client) = self.clients.get(cid) {
-                let text = b" SIGTERM[soft,] received, client-instance exiting";
-                let line = [&client.log_prefix()[..], text].concat();
-                self.log("", line);
-            }
-            // The peer notices only when nothing comes back for long enough.
-            let after = self.settings.timing.ping_restart;
-            self.schedule_return(*cid, after);
-            self.remove(*cid);
-        }
-        victims.len()
-    }
-
-    pub(super) fn client_kill_command(&mut self, cid: &[u8], message: Option<&[u8]>) {
-        let Some(cid) = self.parse_cid(cid) else {
-            return;
-        };
-        if !self.serves("client-kill") {
-            return;
-        }
-        let Some(client) = self.clients.get(&cid) else {
-            self.say("ERROR: client-kill command failed");
-            return;
-        };
-        let name = client.common_name().to_vec();
-        let prefix = client.log_prefix();
-        let first = !client.leaving;
-        let message = message.unwrap_or(b"RESTART");
-        self.schedule_exit(cid, b"");
-        self.log(
-            "",
-            [
-                b"SENT CONTROL [",
-                &name[..],
-                b"]: '",
-                message,
-                b"' (status=1)",
-            ]
-            .concat(),
-        );
-        self.say("SUCCESS: client-kill command succeeded");
-        if !first {
-            return;
-        }
-        let timing = self.settings.timing;
-        if message.starts_with(b"HALT") {
-            let says_goodbye = self
-                .clients
-                .get(&cid)
-                .is_some_and(|client| client.spec.exit_notify);
-            if says_goodbye {
-                let text = b" CC-EEN exit message received by peer";
-                self.log("N", [&prefix[..], text].concat());
-            }
-        } else if message.starts_with(b"RESTART") {
-            self.schedule_return(cid, timing.return_after_kill);
-        } else {
-            // A stock client does not know the message; it only notices the silence later.
-            self.schedule_return(cid, timing.delayed_exit + timing.ping_restart);
-        }
-    }
-
-    // ---- traffic
-
-    pub(crate) fn add_traffic(
-        &mut self,
-        cid: u64,
-        received: u64,
-        sent: u64,
-    ) -> Result<(), ControlError> {
-        if !self.clients.contains_key(&cid) {
-            return Err(self.unknown_client(cid));
-        }
-        self.count_traffic(cid, received, sent);
-        self.report_traffic(cid);
-        Ok(())
-    }
-
-    fn count_traffic(&mut self, cid: u64, received: u64, sent: u64) {
-        if let Some(client) = self.clients.get_mut(&cid) {
-            client.bytes_received = client.bytes_received.saturating_add(received);
-            client.bytes_sent = client.bytes_sent.saturating_add(sent);
-            self.bytes_received = self.bytes_received.saturating_add(received);
-            self.bytes_sent = self.bytes_sent.saturating_add(sent);
-        }
-    }
-
-    /// 2.6 reports a client when one of its packets passes and the interval is over.
-    fn report_traffic(&mut self, cid: u64) {
-        let interval = self.session.as_ref().map_or(0, |session| session.bytecount);
-        if interval == 0 {
-            return;
-        }
-        let now = Instant::now();
-        let Some(client) = self.clients.get_mut(&cid) else {
-            return;
-        };
-        let due = client
-            .reported
-            .is_none_or(|last| now.duration_since(last) >= Duration::from_secs(interval));
-        if client.stage == Stage::Established && due {
-            client.reported = Some(now);
-            let (received, sent) = (client.bytes_received, client.bytes_sent);
-            self.say(format_args!(">BYTECOUNT_CLI:{cid},{received},{sent}"));
-        }
-    }
-
-    /// Keepalive packets only show in byte counts, so they are sent only while somebody counts.
-    pub(super) fn begin_keepalives(&mut self) {
-        let counting = self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.bytecount > 0);
-        let running = self
-            .timers
-            .values()
-            .any(|timer| matches!(timer, Timer::Keepalive));
-        if counting && !running && !self.clients.is_empty() {
-            let interval = self.settings.timing.keepalive;
-            self.set_timer(interval, Timer::Keepalive);
-        }
-    }
-
-    pub(super) fn send_keepalives(&mut self) {
-        /// Link bytes of one keepalive packet.
-        const PING_BYTES: u64 = 40;
-        let cids: Vec<u64> = self.clients.keys().copied().collect();
-        for cid in cids {
-            let established = self
-                .clients
-                .get(&cid)
-                .is_some_and(|client| client.stage == Stage::Established && !client.leaving);
-            if established {
-                self.count_traffic(cid, PING_BYTES, PING_BYTES);
-                self.report_traffic(cid);
-            }
-        }
-        self.begin_keepalives();
-    }
-
-    // ---- bursts
-
-    /// Begins a burst; each of its notifications will be stamped. Returns the first CID.
-    pub(crate) fn begin_burst(&mut self, clients: usize) -> Result<u64, ControlError> {
-        if !self.is_attached() {
-            return Err(self.not_attached());
-        }
-        if self.phase != Phase::Serving {
-            return Err(ControlError::NotServing {
-                daemon: self.settings.name.clone(),
-            });
-        }
-        let first = self.next_cid;
-        let count = u64::try_from(clients).unwrap_or(u64::MAX);
-        self.next_cid = self.next_cid.saturating_add(count);
-        self.output.burst_stamps = Vec::with_capacity(clients.saturating_mul(2));
-        self.flow = Some(Flow::Burst {
-            next_cid: first,
-            remaining: clients,
-        });
-        Ok(first)
-    }
-
-    pub(super) fn refill_burst(&mut self, helping_bytes: usize) {
-        let Some(Flow::Burst {
-            mut next_cid,
-            mut remaining,
-        }) = self.flow
-        else {
-            return;
-        };
-        let time = self.clock();
-        while remaining > 0 && self.output.pending().len() < helping_bytes {
-            let cid = next_cid;
-            let [_, _, high, low] = u32::try_from(cid & 0xffff).unwrap_or(0).to_be_bytes();
-            for (occasion, more) in [
-                ("ESTABLISHED", format!("time_unix={}", time.0)),
-                ("DISCONNECT", "time_duration=0".to_owned()),
-            ] {
-                self.say(format_args!(
-                    ">CLIENT:{occasion},{cid}\r\n>CLIENT:ENV,{more}\r\n\
-                     >CLIENT:ENV,common_name=burst-{cid}\r\n\
-                     >CLIENT:ENV,trusted_ip=198.18.{high}.{low}\r\n\
-                     >CLIENT:ENV,trusted_port=40000\r\n\
-                     >CLIENT:ENV,ifconfig_pool_remote_ip=198.19.{high}.{low}\r\n\
-                     >CLIENT:ENV,END"
-                ));
-                self.output.mark(Stamp::Burst);
-            }
-            next_cid += 1;
-            remaining -= 1;
-        }
-        self.flow = (remaining > 0).then_some(Flow::Burst {
-            next_cid,
-            remaining,
-        });
-    }
-
     // ---- looking
 
     pub(crate) fn clients(&self) -> Vec<ClientState> {
@@ -762,7 +408,7 @@ impl Engine {
             .count()
     }
 
-    fn unknown_client(&self, cid: u64) -> ControlError {
+    pub(super) fn unknown_client(&self, cid: u64) -> ControlError {
         ControlError::UnknownClient {
             daemon: self.settings.name.clone(),
             cid,
@@ -785,71 +431,8 @@ impl Engine {
     }
 }
 
-/// `buf_parse`: text up to a colon, at most 127 bytes of it, and what is left.
-fn cut_part(text: &[u8]) -> (&[u8], &[u8]) {
-    const PART_BYTES_MAX: usize = 127;
-    match text.iter().position(|&byte| byte == b':') {
-        Some(end) if end <= PART_BYTES_MAX => (&text[..end], &text[end + 1..]),
-        None if text.len() <= PART_BYTES_MAX => (text, &[]),
-        // The byte that does not fit is lost between the two parts.
-        _ => (
-            &text[..PART_BYTES_MAX],
-            text.get(PART_BYTES_MAX + 2..).unwrap_or(&[]),
-        ),
-    }
-}
-
-/// An IPv4 address as `inet_aton` reads it in decimal: `1.2.3.4`, but also `1.2` or `2001`.
-fn parse_ipv4(text: &[u8]) -> Option<Ipv4Addr> {
-    let text = std::str::from_utf8(text).ok()?;
-    let parts: Vec<u32> = text
-        .split('.')
-        .map(|part| part.parse().ok())
-        .collect::<Option<_>>()?;
-    let (last, firsts) = parts.split_last()?;
-    if firsts.len() > 3 || firsts.iter().any(|part| *part > 255) {
-        return None;
-    }
-    // The last number fills all bytes that are left.
-    let bits_left = 32 - 8 * u32::try_from(firsts.len()).ok()?;
-    if u64::from(*last) >= 1 << bits_left {
-        return None;
-    }
-    let high = firsts
-        .iter()
-        .zip([24, 16, 8])
-        .fold(0, |bits, (part, shift)| bits | part << shift);
-    Some(Ipv4Addr::from_bits(high | last))
-}
-
 /// A number standing for a name's certificate.
 pub(super) fn serial(name: &[u8]) -> u128 {
     let high = mix(seed(name));
     u128::from(high) << 64 | u128::from(mix(high))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn victims_are_split_at_colons_like_openvpn_does() {
-        assert_eq!(cut_part(b"alice"), (&b"alice"[..], &b""[..]));
-        assert_eq!(cut_part(b"alice:"), (&b"alice"[..], &b""[..]));
-        assert_eq!(cut_part(b"1.2.3.4:5:6"), (&b"1.2.3.4"[..], &b"5:6"[..]));
-        assert_eq!(cut_part(b":x"), (&b""[..], &b"x"[..]));
-        let long = [b'a'; 200];
-        assert_eq!(cut_part(&long).0.len(), 127);
-    }
-
-    #[test]
-    fn addresses_parse_like_inet_aton() {
-        let parsed = |text: &str| parse_ipv4(text.as_bytes());
-        assert_eq!(parsed("1.2.3.4"), Some(Ipv4Addr::new(1, 2, 3, 4)));
-        assert_eq!(parsed("2001"), Some(Ipv4Addr::new(0, 0, 7, 209)));
-        assert_eq!(parsed("1.2"), Some(Ipv4Addr::new(1, 0, 0, 2)));
-        assert_eq!(parsed("foo"), None);
-        assert_eq!(parsed("1.2.3.256"), None);
-        assert_eq!(parsed("1.2.3.4.5"), None);
-    }
 }

@@ -7,7 +7,7 @@ use super::approval::{Block, BlockCommand};
 use super::{Ending, Engine, Flow, Phase, Signal, text};
 
 /// Lines `test` writes at most; OpenVPN has no limit and would block for as long as it takes.
-const TEST_LINES_MAX: i64 = 1_000_000;
+const TEST_LINES_MAX: i32 = 1_000_000;
 
 /// One of the three commands with a history and a real-time switch.
 #[derive(Clone, Copy)]
@@ -19,19 +19,21 @@ enum Stream {
 
 impl Engine {
     pub(super) fn command(&mut self, line: &[u8]) {
-        let parameters = match lex(line) {
-            Ok(parameters) => parameters,
-            Err(text) => {
-                // OpenVPN reports what is wrong with the line before it logs the line.
-                self.say_bytes(&[b"ERROR: ", &text]);
-                self.log_command(line);
-                return;
-            }
+        // OpenVPN reports what is wrong with a line before it logs the line.
+        let (parameters, error) = match lex(line) {
+            Ok(parameters) => (parameters, None),
+            Err(error) => (error.parameters, Some(error.text)),
         };
+        if let Some(text) = &error {
+            self.say_bytes(&[b"ERROR: ", text]);
+        }
         if parameters.first().is_some_and(|name| name == b"password") {
             self.log("D", "MANAGEMENT: CMD 'password [...]'");
         } else {
             self.log_command(line);
+        }
+        if error.is_some() {
+            return;
         }
         let parameters: Vec<&[u8]> = parameters.iter().map(Vec::as_slice).collect();
         if let [name, arguments @ ..] = parameters.as_slice() {
@@ -369,7 +371,7 @@ impl Engine {
         }
     }
 
-    fn bytecount(&mut self, interval: i64) {
+    fn bytecount(&mut self, interval: i32) {
         let interval = u64::try_from(interval).unwrap_or(0);
         if let Some(session) = &mut self.session {
             session.bytecount = interval;

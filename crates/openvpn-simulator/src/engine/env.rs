@@ -18,7 +18,7 @@ pub(super) enum Occasion {
 /// The lines of one block, with what `env-filter` leaves of them.
 struct Block {
     bytes: Vec<u8>,
-    filter: i64,
+    filter: i32,
 }
 
 impl Block {
@@ -249,7 +249,7 @@ fn colons(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn passing(filter: i64, names: &[&str]) -> Vec<String> {
+    fn passing(filter: i32, names: &[&str]) -> Vec<String> {
         let block = Block {
             bytes: Vec::new(),
             filter,

@@ -6,11 +6,13 @@
 mod approval;
 mod clients;
 mod commands;
+mod departures;
 mod env;
 mod lifecycle;
 mod pool;
 mod status;
 mod text;
+mod traffic;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
@@ -184,10 +186,10 @@ pub(crate) struct Engine {
 
     /// Daemon-wide switches; they outlive sessions.
     hold: bool,
-    verb: i64,
-    mute: i64,
+    verb: i32,
+    mute: i32,
     auth_retry: &'static str,
-    env_filter: i64,
+    env_filter: i32,
 
     states: History,
     logs: History,

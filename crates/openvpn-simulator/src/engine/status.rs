@@ -18,7 +18,7 @@ impl Engine {
             return;
         }
         let version = match arguments.first().map_or(0, |version| atoi(version)) {
-            0 => i64::from(self.settings.status_version),
+            0 => i32::from(self.settings.status_version),
             version => version,
         };
         let lines = match version {
