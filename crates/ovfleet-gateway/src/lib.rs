@@ -5,12 +5,26 @@
 //! itself and keeps no client tables.
 //!
 //! - [`Config`] is what the operator wants, checked.
+//! - [`Gateway`] is the running whole.
+//! - [`Caller`] is who makes a call.
 
 mod caller;
 mod config;
+mod convert;
+mod cursor;
+mod discover;
+mod gateway;
 mod health;
+mod http;
 mod idle;
 mod listen;
+mod log;
+mod metrics;
+mod page;
+mod seal;
+mod services;
+mod state_dir;
+mod status;
 
 pub use caller::{Caller, Identity, ReadOnlyListener};
 pub use config::{
@@ -18,4 +32,7 @@ pub use config::{
     GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, Place,
     SocketConfig, TlsFiles,
 };
+pub use gateway::{Addresses, Failed, Gateway, StartError};
 pub use listen::{BindError, TlsError};
+pub use log::{LogBroadcast, LogLayer, log_broadcast};
+pub use state_dir::StateError;

@@ -12,5 +12,6 @@ mod tls;
 
 pub(crate) use accept::{Admission, Listener, Service};
 pub use bind::BindError;
+pub(crate) use serve::GrpcService;
 pub use tls::TlsError;
 pub(crate) use tls::load as load_tls;

@@ -1,0 +1,141 @@
+//! What the sources find, keep and forget.
+
+use std::{fs, os::unix::net::UnixListener};
+
+use openvpn_fleet::InstanceName;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use super::*;
+use crate::config::Config;
+
+/// What a new socket may take to be found.
+const FOUND_WITHIN: Duration = Duration::from_secs(1);
+
+/// A discovery from a configuration, whose `@` stands for the directory.
+fn discovery(directory: &TempDir, text: &str) -> Discovery {
+    let path = directory.path().join("main.toml");
+    fs::write(&path, text.replace('@', &directory.path().display().to_string())).unwrap();
+    let config = Config::load(&path).unwrap();
+    Discovery::new(config.instances, config.discover)
+}
+
+fn names(specs: &[InstanceSpec]) -> Vec<&str> {
+    specs.iter().map(|spec| spec.name.as_str()).collect()
+}
+
+fn bind(directory: &TempDir, name: &str) -> UnixListener {
+    UnixListener::bind(directory.path().join(name)).unwrap()
+}
+
+/// Scans until `wanted` are the names; fails when that takes too long.
+async fn wait_for(discovery: &mut Discovery, wanted: &[&str]) -> Vec<InstanceSpec> {
+    let waiting = async {
+        loop {
+            discovery.changed().await;
+            let specs = discovery.scan();
+            if names(&specs) == wanted {
+                return specs;
+            }
+        }
+    };
+    timeout(FOUND_WITHIN, waiting).await.expect("found in time")
+}
+
+/// A daemon that starts is in the fleet within a second, though the next
+/// regular look is 30 s away.
+#[tokio::test]
+async fn a_new_socket_is_found_within_a_second() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut discovery = discovery(&directory, "[[discover]]\nglob = \"@/*.sock\"\nlabels = { a = \"{stem}\" }");
+    let _first = bind(&directory, "eu1.sock");
+    fs::write(directory.path().join("file.sock"), "not a socket").unwrap();
+    assert_eq!(names(&discovery.scan()), ["eu1"]);
+    assert_eq!(discovery.interval(), Duration::from_secs(30), "the directory is watched");
+    let _second = bind(&directory, "eu2.sock");
+    let specs = wait_for(&mut discovery, &["eu1", "eu2"]).await;
+    assert_eq!(specs[1].labels.get("a"), Some("eu2"));
+}
+
+/// The directory of a daemon that never ran yet does not exist: it must be found all the same.
+#[tokio::test]
+async fn a_socket_in_a_directory_that_appears_later_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut discovery =
+        discovery(&directory, "[[discover]]\nglob = \"@/run/*.sock\"\n[[discover]]\nglob = \"@/*/deep/*.sock\"");
+    assert_eq!(names(&discovery.scan()), [""; 0]);
+    fs::create_dir_all(directory.path().join("run/deep")).unwrap();
+    let _socket = bind(&directory, "run/eu1.sock");
+    wait_for(&mut discovery, &["eu1"]).await;
+    let _socket = bind(&directory, "run/deep/eu2.sock");
+    wait_for(&mut discovery, &["eu1", "eu2"]).await;
+}
+
+/// OpenVPN removes its socket for every restart: the instance stays for a day, then it goes.
+#[test]
+fn a_vanished_socket_is_kept_for_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let hour = Duration::from_hours(1);
+    let mut sockets = Sockets::new(directory.path().join("*.sock"), hour);
+    drop(bind(&directory, "eu1.sock"));
+    let (start, mut complaints) = (Instant::now(), BTreeSet::new());
+    assert_eq!(sockets.scan(start, &mut complaints).len(), 1);
+    fs::remove_file(directory.path().join("eu1.sock")).unwrap();
+    assert_eq!(sockets.scan(start + hour / 2, &mut complaints).len(), 1);
+    assert_eq!(sockets.scan(start + hour, &mut complaints).len(), 0);
+}
+
+/// A list is followed as it changes; while it is broken, its last good content holds.
+#[tokio::test]
+async fn a_list_is_followed_and_survives_a_mistake() {
+    let directory = tempfile::tempdir().unwrap();
+    let list = directory.path().join("vpn.json");
+    let write = |text: &str| {
+        // As a careful writer does: a reader never sees half of it.
+        let new = directory.path().join("new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, &list).unwrap();
+    };
+    write(r#"[{"targets": ["10.0.0.1:7505", "tcp:vpn.example:7505"], "labels": {"site": "ams", "__rack": "7"}},
+              {"targets": ["unix:/run/a.sock", "[::1]:7505"]}]"#);
+    let text = "[[discover]]\nfile = \"@/*.json\"\nname = \"{host}\"\nlabels = { rack = \"{label.__rack}\" }";
+    let mut first = discovery(&directory, text);
+    let (specs, complaints) = (first.scan(), first.complaints.clone());
+    // Two targets have no rack, so that their label has no value.
+    assert_eq!(names(&specs), ["10.0.0.1", "vpn.example"]);
+    assert_eq!(specs[0].labels.iter().collect::<Vec<_>>(), [("rack", "7"), ("site", "ams")]);
+    assert!(complaints.iter().all(|text| text.contains("`{label.__rack}` has no value here")), "{complaints:?}");
+
+    let text = "[[discover]]\nfile = \"@/*.json\"\nname = \"{host}\"";
+    let mut second = discovery(&directory, text);
+    write(r#"[{"targets": ["10.0.0.1:7505", "10.0.0.2:7505"]}]"#);
+    assert_eq!(names(&second.scan()), ["10.0.0.1", "10.0.0.2"]);
+    write(r#"[{"targets": ["10.0.0.3:7505"#);
+    let specs = second.scan();
+    assert_eq!(names(&specs), ["10.0.0.1", "10.0.0.2"], "the last good set");
+    let complaint = second.complaints.first().unwrap();
+    assert!(complaint.contains("vpn.json: EOF while parsing"), "{complaint}");
+    write(r#"[{"targets": ["10.0.0.3:7505"]}]"#);
+    wait_for(&mut second, &["10.0.0.3"]).await;
+    assert!(second.complaints.is_empty(), "{:?}", second.complaints);
+}
+
+/// What was written down goes first, and the complaint leads to both places.
+#[test]
+fn a_clash_with_the_file_names_both() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "[[instance]]\nname = \"eu1\"\naddress = \"unix:@/other.sock\"\n\
+                [[instance]]\nname = \"mine\"\naddress = \"unix:@/eu2.sock\"\n\
+                [[discover]]\nglob = \"@/eu*.sock\"";
+    let mut discovery = discovery(&directory, text);
+    let _sockets = (bind(&directory, "eu1.sock"), bind(&directory, "eu2.sock"));
+    let specs = discovery.scan();
+    assert_eq!(names(&specs), ["eu1", "mine"], "eu2.sock is known as mine already");
+    let shown = directory.path().display();
+    let complaint = format!(
+        "{shown}/eu1.sock: unix:{shown}/eu1.sock is left out: \
+         an instance called eu1 is at {shown}/main.toml:1 already"
+    );
+    assert_eq!(discovery.complaints, BTreeSet::from([complaint]));
+    assert!(specs.iter().all(|spec| InstanceName::new(spec.name.as_str()).is_ok()));
+}

@@ -1,0 +1,301 @@
+//! The gateway as a whole: built from a configuration, run, drained.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use openvpn_fleet::{Detail, Fleet, FleetConfig, JournalConfig, NameClash};
+use ovfleet_proto::FILE_DESCRIPTOR_SET;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+
+use crate::{
+    config::{Config, GrpcListener, Limits},
+    convert,
+    cursor::Cursors,
+    discover::Discovery,
+    health::{HealthReporter, HealthService, health},
+    http::Port,
+    idle::Activity,
+    listen::{Admission, BindError, GrpcService, Listener, Service, TlsError, load_tls},
+    log::LogBroadcast,
+    metrics::Metrics,
+    services::{self, Context, Streams},
+    state_dir::{State, StateError},
+};
+
+/// Connections of the HTTP port at once; one more is closed.
+const HTTP_CONNECTIONS_MAX: usize = 64;
+/// How often what has become too old is thrown away when nothing happens.
+const AGING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long sessions may take to end once the callers are gone.
+const SESSIONS_END_MAX: Duration = Duration::from_secs(5);
+/// How often a wait for something that does not tell looks again.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Most running actions that a shutdown waits for; there are hardly ever two.
+const ACTIONS_LOOKED_AT: usize = 100;
+
+/// A running gateway. Dropped, it ends at once.
+pub struct Gateway {
+    context: Arc<Context>,
+    addresses: Addresses,
+    health: HealthReporter,
+    activity: Activity,
+    /// Listeners of gRPC; they end when `stop` is cancelled and their callers are served.
+    grpc: JoinSet<()>,
+    /// Everything else that runs along: HTTP, discovery, aging.
+    background: JoinSet<()>,
+    stop: CancellationToken,
+    stop_background: CancellationToken,
+    /// Held until the end: the lock of the state directory.
+    _state: State,
+}
+
+/// Where a gateway answers.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Addresses {
+    /// gRPC, in the order of the configuration: `unix:/path`, `http://127.0.0.1:7600`, `https://…`.
+    pub grpc: Vec<String>,
+    /// `/metrics`, `/healthz` and `/readyz`: `http://127.0.0.1:7601`.
+    pub http: Vec<String>,
+}
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A listener cannot be opened.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// TLS cannot be offered.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Two instances have one name.
+    #[error(transparent)]
+    Instances(#[from] NameClash),
+    /// The services cannot be described: a bug of ours.
+    #[error("cannot build the reflection service")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// A part of the gateway that should run for ever ended: a bug of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("a part of the gateway failed")]
+pub struct Failed(#[source] Option<tokio::task::JoinError>);
+
+impl Gateway {
+    /// Opens the listeners, begins the sessions and serves.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing is left behind.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        for problem in config.problems() {
+            tracing::warn!("{problem}");
+        }
+        let Config { name, state_dir, listen, journal, limits, instances, discover } = config;
+        let state = State::open(state_dir.as_deref())?;
+        // First the listeners: what is wrong with them shall not cost sessions.
+        let grpc_listeners = listen.grpc.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let http_listeners =
+            listen.http.iter().map(|address| Listener::tcp(*address, true)).collect::<Result<Vec<_>, _>>()?;
+
+        let fleet = Fleet::new(&FleetConfig {
+            gateway: name.clone(),
+            journal: JournalConfig {
+                memory_bytes: journal.memory,
+                events_max: journal.events,
+                age_max: journal.age,
+                encode: |event| services::batch_element(&convert::event::event(event)),
+            },
+        });
+        let (mut discovery, specs) = scan(Discovery::new(instances, discover)).await;
+        fleet.set_instances(specs).await?;
+
+        let context = Arc::new(Context {
+            fleet: fleet.clone(),
+            cursors: Cursors::new(name.as_str(), &state.cursor_key),
+            streams: Streams::new(limits.streams),
+            tasks: TaskTracker::new(),
+            drain: CancellationToken::new(),
+        });
+        let (health, health_service) = health();
+        let activity = Activity::new();
+        let routes = routes(&context, health_service, &limits)?;
+        let service = GrpcService::new(routes, activity.clone(), &limits);
+        let metrics = Metrics::new(Arc::clone(&context), activity.clone());
+        let port = Port::new(Arc::clone(&context), metrics).router();
+
+        let mut gateway = Self {
+            context,
+            addresses: Addresses {
+                grpc: grpc_listeners.iter().map(Listener::address).collect(),
+                http: http_listeners.iter().map(Listener::address).collect(),
+            },
+            health,
+            activity,
+            grpc: JoinSet::new(),
+            background: JoinSet::new(),
+            stop: CancellationToken::new(),
+            stop_background: CancellationToken::new(),
+            _state: state,
+        };
+        let admission = Admission::new(&limits);
+        for listener in grpc_listeners {
+            let service = Service::Grpc(service.clone());
+            gateway.grpc.spawn(listener.run(service, admission.clone(), gateway.stop.clone()));
+        }
+        let admission = Admission::new(&Limits { connections: HTTP_CONNECTIONS_MAX, ..limits });
+        for listener in http_listeners {
+            let service = Service::Http(port.clone());
+            let stop = gateway.stop_background.clone();
+            gateway.background.spawn(listener.run(service, admission.clone(), stop));
+        }
+        if !discovery.is_static() {
+            let (fleet, stop) = (fleet.clone(), gateway.stop_background.clone());
+            gateway.background.spawn(async move {
+                while stop.run_until_cancelled(discovery.changed()).await.is_some() {
+                    let specs;
+                    (discovery, specs) = scan(discovery).await;
+                    if let Err(error) = fleet.set_instances(specs).await {
+                        tracing::error!(%error, "discovery gave a set with a clash");
+                    }
+                }
+            });
+        }
+        let stop = gateway.stop_background.clone();
+        gateway.background.spawn(async move {
+            while stop.run_until_cancelled(sleep(AGING_INTERVAL)).await.is_some() {
+                fleet.journal().handle_time(SystemTime::now());
+            }
+        });
+        Ok(gateway)
+    }
+
+    /// Where it answers.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// The instances it watches.
+    #[must_use]
+    pub fn fleet(&self) -> &Fleet {
+        &self.context.fleet
+    }
+
+    /// Adds the process's own log to the events, as `gateway.log`.
+    pub fn broadcast(&mut self, log: LogBroadcast) {
+        let (fleet, stop) = (self.context.fleet.clone(), self.stop_background.clone());
+        self.background.spawn(async move {
+            stop.run_until_cancelled(log.run(|detail| fleet.record(detail))).await;
+        });
+    }
+
+    /// Waits for ever, or until a part of the gateway fails. Cancel safe.
+    pub async fn wait(&mut self) -> Failed {
+        let ended = tokio::select! {
+            Some(ended) = self.grpc.join_next() => ended,
+            Some(ended) = self.background.join_next() => ended,
+            else => return std::future::pending().await,
+        };
+        Failed(ended.err())
+    }
+
+    /// Waits until nobody has needed this process for so long: no instance is
+    /// configured or attached, and no caller is connected or has called.
+    pub async fn idle(&self, quiet: Duration) {
+        loop {
+            let attached = |instance: &Arc<openvpn_fleet::Instance>| {
+                instance.with_table(|table| table.status().is_attached())
+            };
+            let needed = self.context.fleet.instances().iter().any(attached);
+            let calm = self.activity.quiet_for();
+            if !needed && calm >= quiet {
+                return;
+            }
+            let rest = if needed { quiet } else { quiet - calm };
+            sleep(rest.clamp(LOOK_INTERVAL, Duration::from_secs(10))).await;
+        }
+    }
+
+    /// Ends it: takes no new calls, lets streams say farewell and actions
+    /// finish for at most `grace`, then cuts what is left and ends the sessions.
+    pub async fn shutdown(self, grace: Duration) {
+        let Self { context, health, mut grpc, mut background, stop, stop_background, activity, .. } = self;
+        let deadline = Instant::now() + grace;
+        tracing::info!(callers = activity.connections(), "draining");
+        health.drain();
+        let message = "the gateway is shutting down".to_owned();
+        context.fleet.record(Detail::GatewayDrain { message });
+        context.drain.cancel();
+        context.tasks.close();
+        stop.cancel();
+        let drained = async {
+            while grpc.join_next().await.is_some() {}
+            context.tasks.wait().await;
+            while has_running_actions(&context.fleet) {
+                sleep(LOOK_INTERVAL).await;
+            }
+        };
+        if timeout(deadline - Instant::now(), drained).await.is_err() {
+            tracing::warn!(callers = activity.connections(), "callers did not leave in time: cut");
+        }
+        grpc.shutdown().await;
+        stop_background.cancel();
+        context.fleet.shutdown(SESSIONS_END_MAX).await;
+        background.shutdown().await;
+        tracing::info!("ended");
+    }
+}
+
+fn has_running_actions(fleet: &Fleet) -> bool {
+    fleet.actions(None, ACTIONS_LOOKED_AT).iter().any(|action| action.finished.is_none())
+}
+
+/// Scans where blocking is allowed.
+async fn scan(mut discovery: Discovery) -> (Discovery, Vec<openvpn_fleet::InstanceSpec>) {
+    let scanning = tokio::task::spawn_blocking(move || {
+        let specs = discovery.scan();
+        (discovery, specs)
+    });
+    match scanning.await {
+        Ok(scanned) => scanned,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn open(config: &GrpcListener) -> Result<Listener, StartError> {
+    Ok(match config {
+        GrpcListener::Unix(socket) => Listener::unix(socket)?,
+        GrpcListener::Plaintext { address, control } => Listener::tcp(*address, !control)?,
+        GrpcListener::Tls { address, files, control } => {
+            let tls = load_tls(files)?;
+            Listener::tcp(*address, !control)?.with_tls(tls)
+        }
+    })
+}
+
+/// Our services, and those that every gRPC server has.
+fn routes(
+    context: &Arc<Context>,
+    health: tonic_health::pb::health_server::HealthServer<HealthService>,
+    limits: &Limits,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    // Many tools speak only the older version of reflection.
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = Routes::new(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    Ok(services::add_to(routes, context, limits.request_size))
+}

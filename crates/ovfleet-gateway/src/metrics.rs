@@ -1,0 +1,243 @@
+//! `/metrics`: everything is sampled when it is asked for, from where it is kept.
+//!
+//! Labels name instances, conditions, kinds and outcomes, never clients: their
+//! number has no bound, and who is connected is nobody's business here.
+
+use std::{fmt, sync::Arc};
+
+use openvpn_fleet::{EventClass, Fleet, Instance, Kind, Method, Outcome, Position};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
+    metrics::MetricType,
+    registry::{Registry, Unit},
+};
+
+use crate::{idle::Activity, services::Context};
+
+/// The type of what [`Metrics::render`] gives.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What is told, and where it is looked up.
+pub(crate) struct Metrics(Registry);
+
+struct Sampler {
+    context: Arc<Context>,
+    activity: Activity,
+}
+
+/// One instance at the moment of the sample.
+struct Sample {
+    instance: Arc<Instance>,
+    condition: &'static str,
+    clients: usize,
+    half_open_clients: usize,
+    bytes_received: u64,
+    bytes_sent: u64,
+    sessions: u64,
+}
+
+impl Metrics {
+    pub(crate) fn new(context: Arc<Context>, activity: Activity) -> Self {
+        let mut registry = Registry::with_prefix("ovfleet");
+        registry.register_collector(Box::new(Sampler { context, activity }));
+        Self(registry)
+    }
+
+    /// The figures in the text form of OpenMetrics.
+    pub(crate) fn render(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.0)?;
+        Ok(out)
+    }
+}
+
+impl Collector for Sampler {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let fleet = &self.context.fleet;
+        gateway(&mut encoder, fleet)?;
+        instances(&mut encoder, &samples(fleet))?;
+        journal(&mut encoder, fleet)?;
+        actions(&mut encoder, fleet)?;
+        self.callers(&mut encoder)
+    }
+}
+
+impl Sampler {
+    fn callers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Context { fleet, streams, .. } = &*self.context;
+        let journal = fleet.journal();
+        let lag = streams.hindmost().map_or(0.0, |sequence| {
+            journal.lag(Position { run: journal.run(), sequence }).as_secs_f64()
+        });
+        let help = "Connections of gRPC callers";
+        gauge(encoder, "callers", help, None)?.encode_gauge(&self.activity.connections())?;
+        let help = "Open event streams and watches";
+        gauge(encoder, "streams", help, None)?.encode_gauge(&streams.count())?;
+        let help = "How far the slowest event stream is behind the newest event";
+        gauge(encoder, "stream_lag", help, Some(&Unit::Seconds))?.encode_gauge(&lag)
+    }
+}
+
+fn gateway(encoder: &mut DescriptorEncoder<'_>, fleet: &Fleet) -> fmt::Result {
+    let labels = [("name", fleet.gateway().as_str()), ("version", env!("CARGO_PKG_VERSION"))];
+    encoder
+        .encode_descriptor("gateway", "This gateway", None, MetricType::Info)?
+        .encode_info(&labels)
+}
+
+fn samples(fleet: &Fleet) -> Vec<Sample> {
+    let sample = |instance: Arc<Instance>| {
+        instance.with_table(|table| {
+            let status = table.status();
+            // Who is connected to a daemon that cannot be asked is not known.
+            let known = |count: usize| if status.is_attached() { count } else { 0 };
+            Sample {
+                instance: Arc::clone(&instance),
+                condition: status.condition.as_str(),
+                clients: known(table.client_count()),
+                half_open_clients: known(table.half_open_count()),
+                bytes_received: status.bytes_received,
+                bytes_sent: status.bytes_sent,
+                sessions: status.sessions,
+            }
+        })
+    };
+    fleet.instances().into_iter().map(sample).collect()
+}
+
+fn instances(encoder: &mut DescriptorEncoder<'_>, samples: &[Sample]) -> fmt::Result {
+    let mut metric = gauge(encoder, "instances", "Instances by condition of their session", None)?;
+    for condition in CONDITIONS {
+        let count = samples.iter().filter(|sample| sample.condition == condition).count();
+        family(&mut metric, &[("condition", condition)], |metric| metric.encode_gauge(&count))?;
+    }
+    let help = "Clients connected to an instance that can be asked now";
+    let mut metric = gauge(encoder, "instance_clients", help, None)?;
+    for sample in samples {
+        family(&mut metric, &sample.labels(), |metric| metric.encode_gauge(&sample.clients))?;
+    }
+    let help = "Clients that have begun a handshake and have no name yet";
+    let mut metric = gauge(encoder, "instance_half_open_clients", help, None)?;
+    for sample in samples {
+        let count = &sample.half_open_clients;
+        family(&mut metric, &sample.labels(), |metric| metric.encode_gauge(count))?;
+    }
+    let help = "Bytes the daemon received from its clients, as far as the gateway saw them";
+    let mut metric = counter(encoder, "instance_received", help, Some(&Unit::Bytes))?;
+    for sample in samples {
+        count(&mut metric, &sample.labels(), sample.bytes_received)?;
+    }
+    let help = "Bytes the daemon sent to its clients, as far as the gateway saw them";
+    let mut metric = counter(encoder, "instance_sent", help, Some(&Unit::Bytes))?;
+    for sample in samples {
+        count(&mut metric, &sample.labels(), sample.bytes_sent)?;
+    }
+    let help = "Management sessions made with the instance: reconnects, and the first";
+    let mut metric = counter(encoder, "instance_sessions", help, None)?;
+    for sample in samples {
+        count(&mut metric, &sample.labels(), sample.sessions)?;
+    }
+    Ok(())
+}
+
+impl Sample {
+    fn labels(&self) -> [(&'static str, &str); 1] {
+        [("instance", self.instance.name().as_str())]
+    }
+}
+
+/// Every condition, so that none is absent at zero.
+const CONDITIONS: [&str; 8] = [
+    "CONNECTING",
+    "SLOT_BUSY",
+    "AUTH_FAILED",
+    "SYNCING",
+    "ATTACHED",
+    "UNRESPONSIVE",
+    "UNREACHABLE",
+    "PAUSED",
+];
+
+fn journal(encoder: &mut DescriptorEncoder<'_>, fleet: &Fleet) -> fmt::Result {
+    let journal = fleet.journal();
+    let mut metric = counter(encoder, "events", "Events by kind", None)?;
+    for kind in Kind::ALL {
+        count(&mut metric, &[("kind", kind.as_str())], journal.counts().events(*kind))?;
+    }
+    let depth = journal.depth();
+    let mut metric = gauge(encoder, "journal_entries", "Events kept, by class of retention", None)?;
+    for class in &depth {
+        let labels = [("class", class_name(class.class))];
+        family(&mut metric, &labels, |metric| metric.encode_gauge(&class.entries))?;
+    }
+    let help = "Memory of the events kept, by class of retention";
+    let mut metric = gauge(encoder, "journal_size", help, Some(&Unit::Bytes))?;
+    for class in &depth {
+        let labels = [("class", class_name(class.class))];
+        family(&mut metric, &labels, |metric| metric.encode_gauge(&class.bytes))?;
+    }
+    let help = "Events thrown away for age or want of room, by class of retention";
+    let mut metric = counter(encoder, "journal_evicted", help, None)?;
+    for class in &depth {
+        count(&mut metric, &[("class", class_name(class.class))], class.evicted)?;
+    }
+    Ok(())
+}
+
+fn class_name(class: EventClass) -> &'static str {
+    match class {
+        EventClass::Lifecycle => "lifecycle",
+        EventClass::Log => "log",
+        EventClass::Raw => "raw",
+    }
+}
+
+fn actions(encoder: &mut DescriptorEncoder<'_>, fleet: &Fleet) -> fmt::Result {
+    let counts = fleet.journal().counts();
+    let help = "Targets of finished kills and signals, by outcome";
+    let mut metric = counter(encoder, "action_targets", help, None)?;
+    for method in Method::ALL {
+        for outcome in Outcome::ALL {
+            let labels = [("method", method.as_str()), ("outcome", outcome.as_str())];
+            count(&mut metric, &labels, counts.targets(method, outcome))?;
+        }
+    }
+    Ok(())
+}
+
+fn gauge<'a>(
+    encoder: &'a mut DescriptorEncoder<'_>,
+    name: &'a str,
+    help: &str,
+    unit: Option<&'a Unit>,
+) -> Result<MetricEncoder<'a>, fmt::Error> {
+    encoder.encode_descriptor(name, help, unit, MetricType::Gauge)
+}
+
+fn counter<'a>(
+    encoder: &'a mut DescriptorEncoder<'_>,
+    name: &'a str,
+    help: &str,
+    unit: Option<&'a Unit>,
+) -> Result<MetricEncoder<'a>, fmt::Error> {
+    encoder.encode_descriptor(name, help, unit, MetricType::Counter)
+}
+
+fn family(
+    metric: &mut MetricEncoder<'_>,
+    labels: &impl EncodeLabelSet,
+    encode: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
+) -> fmt::Result {
+    encode(&mut metric.encode_family(labels)?)
+}
+
+fn count(metric: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
+    family(metric, labels, |metric| metric.encode_counter::<NoLabelSet, _, u64>(&value, None))
+}
+
+impl fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sampler").finish_non_exhaustive()
+    }
+}
