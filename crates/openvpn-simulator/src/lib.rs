@@ -9,7 +9,19 @@
 //! What it does not do: no VPN, no TLS, no packets. It shares no code with the management
 //! parser, so that a misreading there cannot hide behind the same misreading here.
 //!
-//! Start with [`Daemon::builder`], then [`ClientSpec`] and [`Daemon::connect`].
+//! Its three main types are [`Daemon`], [`ClientSpec`] and [`Population`].
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use openvpn_simulator::{ClientSpec, Daemon, How};
+//!
+//! let daemon = Daemon::builder("eu1").unix("/tmp/eu1.sock").password("secret").start().await?;
+//! daemon.wait_attached().await; // until a manager has logged in
+//! let cid = daemon.connect(ClientSpec::new("alice")).await?;
+//! daemon.leave(cid, How::ExitNotify).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod client;
 mod clock;

@@ -1,10 +1,9 @@
 //! The manager's commands: `man_dispatch_command` of OpenVPN 2.6, in words and order.
 
-use crate::Misbehaviour;
 use crate::lexer::{atoi, lex, parse_unsigned};
 
 use super::approval::{Block, BlockCommand};
-use super::{Ending, Engine, Flow, Phase, Signal, text};
+use super::{Ending, Engine, Phase, Signal, text};
 
 /// Lines `test` writes at most; OpenVPN has no limit and would block for as long as it takes.
 const TEST_LINES_MAX: i32 = 1_000_000;
@@ -454,34 +453,5 @@ impl Engine {
         if let Some(block) = block {
             self.approve(block.cid, block.kid, &block.lines);
         }
-    }
-
-    // ---- output without end
-
-    /// Adds the next helping of endless output; the owner calls it when the last one is gone.
-    pub(crate) fn refill(&mut self) {
-        /// Enough to keep the kernel's socket buffer full between two calls.
-        const HELPING_BYTES: usize = 64 << 10;
-        match self.flow {
-            None => {}
-            Some(Flow::Burst { .. }) => self.refill_burst(HELPING_BYTES),
-            Some(Flow::EndlessLine) => self.output.push(&[b'x'; HELPING_BYTES]),
-            Some(Flow::EndlessEnv { line }) => {
-                let mut line = line;
-                while self.output.pending().len() < HELPING_BYTES {
-                    self.say(format_args!(">CLIENT:ENV,made_up_{line}=value"));
-                    line += 1;
-                }
-                self.flow = Some(Flow::EndlessEnv { line });
-            }
-        }
-    }
-
-    pub(crate) fn flows(&self) -> bool {
-        self.flow.is_some()
-    }
-
-    pub(super) fn is_endless(&self) -> bool {
-        self.does(&Misbehaviour::EndlessEnv)
     }
 }

@@ -2,7 +2,6 @@
 
 use tokio::time::Duration;
 
-use crate::Misbehaviour;
 use crate::clock::UnixTime;
 use crate::daemon::RestartSignal;
 
@@ -35,6 +34,7 @@ impl Engine {
         self.bytes_sent = 0;
         self.drop_clients();
         self.timers.clear();
+        self.keepalives = false;
         if self.floods() {
             self.set_timer(Duration::ZERO, Timer::LogFlood);
         }
@@ -242,30 +242,11 @@ impl Engine {
                     self.initialise();
                 }
             }
-            Timer::Keepalive => self.send_keepalives(),
+            Timer::Keepalive => {
+                self.keepalives = false;
+                self.send_keepalives();
+            }
             Timer::LogFlood => self.flood(),
         }
-    }
-
-    fn floods(&self) -> bool {
-        self.misbehaviours
-            .iter()
-            .any(|wrong| matches!(wrong, Misbehaviour::LogFlood { .. }))
-    }
-
-    fn flood(&mut self) {
-        /// Helpings per second; lines of one helping go out together.
-        const HELPINGS: u32 = 20;
-        let rate = self.misbehaviours.iter().find_map(|wrong| match wrong {
-            Misbehaviour::LogFlood { lines_per_second } => Some(*lines_per_second),
-            _ => None,
-        });
-        let Some(rate) = rate else {
-            return;
-        };
-        for line in 0..rate.div_ceil(HELPINGS) {
-            self.log("", format!("MULTI: flood line {line} of a chatty daemon"));
-        }
-        self.set_timer(Duration::from_secs(1) / HELPINGS, Timer::LogFlood);
     }
 }

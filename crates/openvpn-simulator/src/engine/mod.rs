@@ -9,6 +9,7 @@ mod commands;
 mod departures;
 mod env;
 mod lifecycle;
+mod misbehaviour;
 mod pool;
 mod status;
 mod text;
@@ -211,6 +212,8 @@ pub(crate) struct Engine {
     /// What is due when; the number keeps equal times apart, in order of setting.
     timers: BTreeMap<(Instant, u64), Timer>,
     timers_set: u64,
+    /// Whether a [`Timer::Keepalive`] is among them.
+    keepalives: bool,
 }
 
 /// Lines received from the manager, for whoever wants to see them.
@@ -249,6 +252,7 @@ impl Engine {
             commands: 0,
             timers: BTreeMap::new(),
             timers_set: 0,
+            keepalives: false,
             settings,
         }
     }
@@ -503,53 +507,6 @@ impl Engine {
         if self.session.as_ref().is_some_and(|session| session.state) {
             self.log("", format!("MANAGEMENT: >STATE:{line}"));
             self.say(format_args!(">STATE:{line}"));
-        }
-    }
-
-    // ---- what is wrong with it
-
-    pub(crate) fn misbehave(&mut self, misbehaviour: Misbehaviour) {
-        if matches!(misbehaviour, Misbehaviour::LogFlood { .. }) {
-            self.set_timer(Duration::ZERO, Timer::LogFlood);
-        }
-        self.misbehaviours.push(misbehaviour);
-        if self.is_attached() {
-            self.begin_flow();
-        }
-    }
-
-    pub(crate) fn behave(&mut self) {
-        self.misbehaviours.clear();
-        if !matches!(self.flow, Some(Flow::Burst { .. })) {
-            self.flow = None;
-        }
-    }
-
-    fn does(&self, misbehaviour: &Misbehaviour) -> bool {
-        self.misbehaviours.contains(misbehaviour)
-    }
-
-    /// After how many bytes every session is closed.
-    pub(crate) fn session_bytes_max(&self) -> Option<u64> {
-        self.misbehaviours.iter().find_map(|wrong| match wrong {
-            Misbehaviour::EarlyClose { after_bytes } => Some(*after_bytes),
-            _ => None,
-        })
-    }
-
-    /// Starts what an attached manager is to be annoyed with.
-    fn begin_flow(&mut self) {
-        if self.does(&Misbehaviour::EndlessLine) {
-            self.flow = Some(Flow::EndlessLine);
-        }
-        let garbage = self.misbehaviours.iter().find_map(|wrong| match wrong {
-            Misbehaviour::Garbage { bytes } => Some(*bytes),
-            _ => None,
-        });
-        let garbage = garbage.unwrap_or(0).min(crate::output::OUTPUT_BYTES_MAX);
-        for _ in 0..garbage {
-            let byte = self.random.byte();
-            self.output.push(&[byte]);
         }
     }
 

@@ -58,11 +58,8 @@ impl Engine {
             .session
             .as_ref()
             .is_some_and(|session| session.bytecount > 0);
-        let running = self
-            .timers
-            .values()
-            .any(|timer| matches!(timer, Timer::Keepalive));
-        if counting && !running && !self.clients.is_empty() {
+        if counting && !self.keepalives && !self.clients.is_empty() {
+            self.keepalives = true;
             let interval = self.settings.timing.keepalive;
             self.set_timer(interval, Timer::Keepalive);
         }

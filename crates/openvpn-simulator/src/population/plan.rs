@@ -167,9 +167,15 @@ impl Plan {
         let lasting = Duration::from_millis(4_000 + self.random.below(6_000));
         self.troubles += 1;
         match self.troubles % 4 {
-            1 => self.restart(daemon, RestartSignal::Sigusr1),
+            1 => Deed::Restart {
+                daemon,
+                signal: RestartSignal::Sigusr1,
+            },
             2 => Deed::Freeze { daemon, lasting },
-            3 => self.restart(daemon, RestartSignal::Sighup),
+            3 => Deed::Restart {
+                daemon,
+                signal: RestartSignal::Sighup,
+            },
             _ => {
                 // Its people are gone with it.
                 for place in &mut self.places {
@@ -180,10 +186,6 @@ impl Plan {
                 Deed::Outage { daemon, lasting }
             }
         }
-    }
-
-    fn restart(&mut self, daemon: usize, signal: RestartSignal) -> Deed {
-        Deed::Restart { daemon, signal }
     }
 }
 
