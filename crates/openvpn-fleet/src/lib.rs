@@ -26,6 +26,7 @@ mod observer;
 mod requests;
 mod route;
 mod selector;
+mod send;
 mod signal;
 mod spec;
 mod table;
@@ -37,7 +38,8 @@ pub use action::{
 };
 pub use client::{Client, Interner, PeerInfo};
 pub use event::{
-    Detail, DisconnectCause, Event, EventClass, EventClient, Gap, GapCause, GenerationCause, Kind,
+    Detail, DisconnectCause, Event, EventClass, EventClient, Gap, GapCause, GenerationCause,
+    Inference, Kind,
 };
 pub use event_filter::{EventFilter, KindError, KindSet};
 pub use filter::{
@@ -47,7 +49,8 @@ pub use filter::{
 pub use fleet::{Changes, Fleet, FleetConfig, NameClash, Selection};
 pub use instance::Instance;
 pub use journal::{
-    Batch, Counts, Encode, Entry, Item, Journal, JournalConfig, Position, Reader, Record, RunId, Start,
+    Batch, Counts, Encode, Entry, Item, Journal, JournalConfig, Position, Reader, Record, RunId,
+    Start,
 };
 pub use label::{EXPRESSION_BYTES_MAX, LabelExpression, LabelExpressionError};
 pub use name::{
@@ -55,6 +58,7 @@ pub use name::{
     NAME_BYTES_MAX, NameError, REQUEST_ID_BYTES_MAX, RequestId, RequestIdError,
 };
 pub use openvpn_session::{Condition, Mode};
+pub use requests::{ACTION_AGE_MAX, ACTION_RESULTS_MAX, ACTIONS_MAX};
 pub use route::{Orphan, Route};
 pub use selector::{InstancePath, SELECTOR_NAMES_MAX, Selector};
 pub use spec::{InstanceSource, InstanceSpec};
