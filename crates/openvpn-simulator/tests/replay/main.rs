@@ -176,8 +176,8 @@ async fn kill_by_name_and_address() {
 async fn kill_by_cid() {
     let timing = Timing {
         // Shorter than the real ones, in the same order.
-        return_after_kill: Duration::from_millis(200),
-        delayed_exit: Duration::from_millis(700),
+        return_after_kill: Duration::from_millis(100),
+        delayed_exit: Duration::from_secs(1),
         keepalive: Duration::from_secs(2),
         ping_restart: Duration::from_secs(6),
         ..Timing::default()
@@ -278,7 +278,7 @@ async fn signals() {
         .await
         .unwrap();
     daemon
-        .connect(client("alice", "127.0.0.1:56003"))
+        .connect(client("alice", "127.0.0.1:56003").stays_away())
         .await
         .unwrap();
     let transcript = include_str!("transcripts/41-signals.txt");
@@ -286,7 +286,18 @@ async fn signals() {
         noise: &[">BYTECOUNT_CLI"],
         ..Comparison::default()
     };
-    play(&daemon, "41", transcript, comparison, no_steps).await;
+    play(
+        &daemon,
+        "41",
+        transcript,
+        comparison,
+        async |daemon, step| {
+            assert_eq!(step, "connect alice");
+            let alice = client("alice", "127.0.0.1:34455");
+            daemon.connect(alice).await.unwrap();
+        },
+    )
+    .await;
     daemon.wait_stopped().await;
 }
 
