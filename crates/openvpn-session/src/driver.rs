@@ -1,5 +1,6 @@
 //! One session, from the greeting to its end.
 
+use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
 use openvpn_management::{
@@ -123,7 +124,7 @@ impl<'a, O: Observer> Driver<'a, O> {
 
     /// Does all there is to do now; gives whether the socket was read to its end.
     fn advance(&mut self) -> Result<bool, Ended> {
-        let is_drained = self.receive(TURN_BYTES_MAX)?;
+        let is_drained = self.receive(Link::receive, TURN_BYTES_MAX)?;
         self.handle_time()?;
         while self.dispatch()? {
             self.handle_outputs(Moment::now())?;
@@ -133,11 +134,15 @@ impl<'a, O: Observer> Driver<'a, O> {
     }
 
     /// Reads into the protocol, and tells what it has to say; `false` if there may be more than `bytes_max`.
-    fn receive(&mut self, bytes_max: usize) -> Result<bool, Ended> {
+    fn receive(
+        &mut self,
+        receive: fn(&mut Link, Instant) -> io::Result<Received>,
+        bytes_max: usize,
+    ) -> Result<bool, Ended> {
         let mut length = 0;
         while length < bytes_max {
             let now = Moment::now();
-            match self.link.receive(now.monotonic) {
+            match receive(&mut self.link, now.monotonic) {
                 Ok(Received::Bytes(more)) => length += more,
                 Ok(Received::Nothing) => {
                     self.handle_outputs(now)?;
@@ -306,8 +311,8 @@ impl<'a, O: Observer> Driver<'a, O> {
     /// Sends a caller's command, unless there is a reason by now not to.
     fn send_call(&mut self, queued: Queued) -> Result<(), Ended> {
         let Queued { call, reply, .. } = queued;
-        // The guard must know all that the daemon had said by now.
-        if let Err(ended) = self.receive(DRAIN_BYTES_MAX) {
+        // The guard must know all that the daemon had said by now, also what no poll has found yet.
+        if let Err(ended) = self.receive(Link::receive_unannounced, DRAIN_BYTES_MAX) {
             let condition = Condition::Connecting;
             drop(reply.send(Err(NotSent::Detached { condition }.into())));
             return Err(ended);
@@ -601,6 +606,6 @@ impl Caller {
     }
 }
 
-fn broken(error: &std::io::Error) -> Ended {
+fn broken(error: &io::Error) -> Ended {
     Ended::Broken(format!("the session broke: {error}"))
 }

@@ -1,11 +1,12 @@
 //! An open socket and the protocol's state on it.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, Read};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use openvpn_management::{Connection, Limits, Output};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -31,6 +32,15 @@ impl Stream {
             Self::Unix(stream) => stream.try_read(buffer),
             Self::Tcp(stream) => stream.try_read(buffer),
         }
+    }
+
+    /// Reads past tokio, which would not ask the kernel before its own poll has said that there is something.
+    fn read_unannounced(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let socket = match self {
+            Self::Unix(stream) => SockRef::from(stream),
+            Self::Tcp(stream) => SockRef::from(stream),
+        };
+        (&*socket).read(buffer)
     }
 
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
@@ -83,9 +93,22 @@ impl Link {
         }
     }
 
-    /// Reads once, without waiting, into the protocol.
+    /// Reads once into the protocol what is known to be there.
     pub(crate) fn receive(&mut self, now: Instant) -> io::Result<Received> {
-        SCRATCH.with_borrow_mut(|scratch| match self.stream.try_read(scratch) {
+        self.receive_with(Stream::try_read, now)
+    }
+
+    /// Reads once into the protocol whatever has arrived, known or not.
+    pub(crate) fn receive_unannounced(&mut self, now: Instant) -> io::Result<Received> {
+        self.receive_with(Stream::read_unannounced, now)
+    }
+
+    fn receive_with(
+        &mut self,
+        read: fn(&Stream, &mut [u8]) -> io::Result<usize>,
+        now: Instant,
+    ) -> io::Result<Received> {
+        SCRATCH.with_borrow_mut(|scratch| match read(&self.stream, scratch) {
             Ok(0) => Ok(Received::End),
             Ok(length) => {
                 let bytes = &scratch[..length];

@@ -1,11 +1,14 @@
 //! An attached session: replies, lanes, guards, snapshots, and how it ends.
 
+use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use tokio::net::UnixStream;
+
 use crate::support::{
-    Daemon, LOAD_STATS, PATIENCE, STATUS, STATUS_REFUSED, Subject, attached, kill,
+    Daemon, LOAD_STATS, Manager, STATUS, STATUS_REFUSED, Subject, attached, kill,
 };
 use crate::support::{control, read, within};
 use openvpn_management::{Command, DaemonState, Notification, Reply, Signal};
@@ -157,7 +160,7 @@ async fn a_caller_that_left_the_queue_is_never_sent() {
 }
 
 /// A restart that the kernel already holds for us makes every CID void: the guard must know of it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn guard_runs_after_the_socket_is_drained() {
     #[derive(Debug, thiserror::Error)]
     #[error("the daemon restarted")]
@@ -172,16 +175,20 @@ async fn guard_runs_after_the_socket_is_drained() {
         }
         Hint::None
     });
-    let mut manager = daemon.attach().await;
+    let (stream, _) = within(daemon.listener.accept()).await.unwrap();
+    let stream = stream.into_std().unwrap();
+    let mut wire = stream.try_clone().unwrap();
+    let mut manager = Manager::new(UnixStream::from_std(stream).unwrap());
+    manager.greet().await;
+    manager.synchronise(STATUS).await;
     subject.wait_until(Condition::Attached).await;
 
-    // The first guard keeps the session busy, so that what comes meanwhile stays in the socket.
-    let (reached, is_reached) = tokio::sync::oneshot::channel();
-    let (go_on, gone_on) = mpsc::channel();
+    // While the first guard runs, the daemon restarts. Nothing runs between the two guards but the session, which on
+    // this runtime of one thread cannot have been told by a poll.
     let mut first = control(kill(1));
     first.guard = Some(Box::new(move || {
-        reached.send(()).unwrap();
-        gone_on.recv_timeout(PATIENCE).unwrap();
+        wire.write_all(b">STATE:1795170000,RECONNECTING,SIGUSR1,,,,,\r\n")
+            .unwrap();
         Err(GuardRefused("not this one".into()))
     }));
     let mut second = control(kill(2));
@@ -189,18 +196,11 @@ async fn guard_runs_after_the_socket_is_drained() {
         true => Err(GuardRefused(Box::new(Restarted))),
         false => Ok(()),
     }));
-    let handle = subject.handle.clone();
-    let calls = tokio::spawn(async move {
+    let calls = async {
         // Polled in this order, so that the first is first in its lane.
-        tokio::join!(biased; handle.call(first), handle.call(second))
-    });
-    within(is_reached).await.unwrap();
-    manager
-        .write(">STATE:1795170000,RECONNECTING,SIGUSR1,,,,,\r\n")
-        .await;
-    go_on.send(()).unwrap();
-
-    let (_, second) = within(calls).await.unwrap();
+        tokio::join!(biased; subject.handle.call(first), subject.handle.call(second))
+    };
+    let (_, second) = within(calls).await;
     let Err(CallError::NotSent(NotSent::Guard(GuardRefused(reason)))) = second else {
         panic!("{second:?}");
     };
