@@ -129,8 +129,6 @@ pub(crate) struct Mark {
     pub(crate) leaving: Option<DisconnectCause>,
     /// The action of ours that killed it.
     pub(crate) killed_by: Option<ActionRef>,
-    /// The client that took its place.
-    pub(crate) successor: Option<Cid>,
 }
 
 impl Client {
@@ -201,6 +199,20 @@ impl Client {
         }
         self.cipher = cipher.map(|cipher| interner.intern(cipher));
         true
+    }
+
+    /// Takes new values of the counters and gives what they rose by, if they did. Lower ones are of somebody else, and
+    /// are left to the next snapshot to explain.
+    pub(crate) fn raise_bytes(&mut self, received: u64, sent: u64) -> Option<(u64, u64)> {
+        let more = (
+            received.checked_sub(self.bytes_received)?,
+            sent.checked_sub(self.bytes_sent)?,
+        );
+        if more == (0, 0) {
+            return None;
+        }
+        (self.bytes_received, self.bytes_sent) = (received, sent);
+        Some(more)
     }
 
     pub(crate) fn mark_mut(&mut self) -> &mut Mark {

@@ -9,7 +9,7 @@ use openvpn_session::{Condition, HoldPolicy, Mode};
 use crate::apply::Memory;
 use crate::client::Client;
 use crate::event::DisconnectCause;
-use crate::name::{GatewayName, Generation, InstanceName, Labels};
+use crate::name::{ActionRef, GatewayName, Generation, InstanceName, Labels};
 use crate::route::Route;
 
 /// Deleted rows that watches can still be told of; one that is further behind starts over.
@@ -184,7 +184,7 @@ impl Clients {
         self.rows.get(&cid).map(Box::as_ref)
     }
 
-    /// Not for changing whether it is half-open: see [`set_half_open`](Self::set_half_open).
+    /// Not for changing whether it is half-open: put it in anew for that.
     pub(crate) fn get_mut(&mut self, cid: Cid) -> Option<&mut Client> {
         self.rows.get_mut(&cid).map(Box::as_mut)
     }
@@ -202,20 +202,8 @@ impl Clients {
         Some(client)
     }
 
-    pub(crate) fn set_half_open(&mut self, cid: Cid, half_open: bool) {
-        if let Some(client) = self.rows.get_mut(&cid) {
-            self.half_open -= usize::from(client.half_open);
-            self.half_open += usize::from(half_open);
-            client.half_open = half_open;
-        }
-    }
-
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Client> {
         self.rows.values().map(Box::as_ref)
-    }
-
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Client> {
-        self.rows.values_mut().map(Box::as_mut)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -340,10 +328,7 @@ impl Table {
         if self.generation != Some(generation) {
             return None;
         }
-        let marked = self
-            .client(cid)
-            .and_then(|client| client.mark.as_ref()?.successor);
-        marked.or_else(|| self.memory.successor_of(cid))
+        self.memory.successor_of(cid)
     }
 
     pub(crate) fn bump(&mut self) -> u64 {
@@ -353,6 +338,37 @@ impl Table {
 
     pub(crate) fn bump_status(&mut self) {
         self.status_revision = self.bump();
+    }
+
+    /// A kill of this client is about to be written.
+    pub(crate) fn mark_killed(&mut self, cid: Cid, action: ActionRef) {
+        if let Some(client) = self.clients.get_mut(cid) {
+            client.mark_mut().killed_by = Some(action);
+            self.memory
+                .note_ending(client, tokio::time::Instant::now().into_std());
+        }
+    }
+
+    /// That kill was refused.
+    pub(crate) fn unmark_killed(&mut self, cid: Cid, action: &ActionRef) {
+        if let Some(mark) = self
+            .clients
+            .get_mut(cid)
+            .and_then(|client| client.mark.as_mut())
+            && mark.killed_by.as_ref() == Some(action)
+        {
+            mark.killed_by = None;
+        }
+    }
+
+    pub(crate) fn remove_routes(&mut self, cid: Cid) {
+        let start = self
+            .routes
+            .partition_point(|route| route.order_cid() < cid.0);
+        let end = self
+            .routes
+            .partition_point(|route| route.order_cid() <= cid.0);
+        self.routes.drain(start..end);
     }
 
     pub(crate) fn note_removed(&mut self, cid: Cid, reason: RemovedReason) {
