@@ -14,6 +14,8 @@ pub mod command;
 pub mod connection;
 pub mod daemon;
 mod env;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limits;
 pub mod notification;
 pub mod record;

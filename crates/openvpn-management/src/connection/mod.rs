@@ -511,13 +511,16 @@ impl Connection {
                     env: EnvBuilder::default(),
                 }));
             }
-            Parsed::Complete(notification) => match &mut self.flight {
-                None => self.outputs.push_back(Output::Notification(notification)),
-                Some(flight) => match flight.reader.handle_notification(notification) {
-                    Ok(reply) => self.finish_flight(Ok(reply)),
-                    Err(notification) => self.outputs.push_back(Output::Notification(notification)),
-                },
-            },
+            Parsed::Complete(notification) => {
+                let answer = self
+                    .flight
+                    .as_ref()
+                    .and_then(|flight| flight.reader.answer_in(&notification));
+                match answer {
+                    Some(reply) => self.finish_flight(Ok(reply)),
+                    None => self.outputs.push_back(Output::Notification(notification)),
+                }
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! The answer to `status`: who is connected, and how.
 
+mod fields;
 mod parser;
 
 use std::fmt;

@@ -1,5 +1,6 @@
 //! Rows become offsets as they arrive.
 
+use super::fields::{Fields, RowError, RowText};
 use super::{
     ClientEntry, ClientStatistics, NO_CID, NO_PEER_ID, NO_TIME, QUARANTINED_ROWS_MAX, RouteEntry,
     STATISTICS_MAX, Span, StatusSnapshot,
@@ -67,14 +68,6 @@ enum RouteColumn {
     RealAddress,
     LastRef,
     Ignored,
-}
-
-/// Why a row is not in the snapshot.
-enum RowError {
-    /// It is not what the header promised.
-    Malformed,
-    /// There is no room for its text.
-    Full,
 }
 
 impl StatusParser {
@@ -273,11 +266,7 @@ impl StatusParser {
             row,
             separator,
             &self.client_columns,
-            RowText {
-                text: &mut self.snapshot.text,
-                row_start: text_start,
-                bytes_max: self.text_bytes_max,
-            },
+            &mut RowText::new(&mut self.snapshot.text, self.text_bytes_max),
         );
         match result {
             Ok(entry) => self.snapshot.clients.push(entry),
@@ -295,11 +284,7 @@ impl StatusParser {
             row,
             separator,
             &self.route_columns,
-            RowText {
-                text: &mut self.snapshot.text,
-                row_start: text_start,
-                bytes_max: self.text_bytes_max,
-            },
+            &mut RowText::new(&mut self.snapshot.text, self.text_bytes_max),
         );
         match result {
             Ok(entry) => self.snapshot.routes.push(entry),
@@ -371,7 +356,7 @@ fn parse_client_row(
     row: &[u8],
     separator: u8,
     columns: &[ClientColumn],
-    mut text: RowText<'_>,
+    text: &mut RowText<'_>,
 ) -> Result<ClientEntry, RowError> {
     let mut entry = ClientEntry {
         bytes_received: 0,
@@ -379,7 +364,7 @@ fn parse_client_row(
         connected_since: NO_TIME,
         cid: NO_CID,
         peer_id: NO_PEER_ID,
-        start: text.start()?,
+        start: text.row_start()?,
         common_name: Span::default(),
         real_address: Span::default(),
         virtual_address: Span::default(),
@@ -390,28 +375,26 @@ fn parse_client_row(
     let mut fields = Fields::of(row, separator);
     for column in columns {
         match column {
-            ClientColumn::CommonName => entry.common_name = text.push(fields.text()?)?,
-            ClientColumn::RealAddress => entry.real_address = text.push(fields.text()?)?,
-            ClientColumn::VirtualAddress => entry.virtual_address = text.push(fields.text()?)?,
-            ClientColumn::VirtualIpv6Address => {
-                entry.virtual_ipv6_address = text.push(fields.text()?)?
-            }
-            ClientColumn::BytesReceived => entry.bytes_received = fields.number()?,
-            ClientColumn::BytesSent => entry.bytes_sent = fields.number()?,
-            ClientColumn::ConnectedSince => entry.connected_since = fields.number()?,
-            ClientColumn::Username => entry.username = text.push(fields.text()?)?,
-            ClientColumn::ClientId => entry.cid = fields.number()?,
+            ClientColumn::CommonName => entry.common_name = fields.text(text),
+            ClientColumn::RealAddress => entry.real_address = fields.text(text),
+            ClientColumn::VirtualAddress => entry.virtual_address = fields.text(text),
+            ClientColumn::VirtualIpv6Address => entry.virtual_ipv6_address = fields.text(text),
+            ClientColumn::BytesReceived => entry.bytes_received = fields.number(),
+            ClientColumn::BytesSent => entry.bytes_sent = fields.number(),
+            ClientColumn::ConnectedSince => entry.connected_since = fields.number(),
+            ClientColumn::Username => entry.username = fields.text(text),
+            ClientColumn::ClientId => entry.cid = fields.number(),
             ClientColumn::PeerId => {
                 entry.peer_id = fields
-                    .number()?
+                    .number()
                     .try_into()
                     .map_err(|_| RowError::Malformed)?;
             }
-            ClientColumn::Cipher => entry.cipher = Some(text.push(fields.text()?)?),
-            ClientColumn::Ignored => _ = fields.text()?,
+            ClientColumn::Cipher => entry.cipher = Some(fields.text(text)),
+            ClientColumn::Ignored => fields.skip(),
         }
     }
-    fields.end()?;
+    fields.end(text)?;
     Ok(entry)
 }
 
@@ -419,11 +402,11 @@ fn parse_route_row(
     row: &[u8],
     separator: u8,
     columns: &[RouteColumn],
-    mut text: RowText<'_>,
+    text: &mut RowText<'_>,
 ) -> Result<RouteEntry, RowError> {
     let mut entry = RouteEntry {
         last_ref: NO_TIME,
-        start: text.start()?,
+        start: text.row_start()?,
         virtual_address: Span::default(),
         common_name: Span::default(),
         real_address: Span::default(),
@@ -431,111 +414,13 @@ fn parse_route_row(
     let mut fields = Fields::of(row, separator);
     for column in columns {
         match column {
-            RouteColumn::VirtualAddress => entry.virtual_address = text.push(fields.text()?)?,
-            RouteColumn::CommonName => entry.common_name = text.push(fields.text()?)?,
-            RouteColumn::RealAddress => entry.real_address = text.push(fields.text()?)?,
-            RouteColumn::LastRef => entry.last_ref = fields.number()?,
-            RouteColumn::Ignored => _ = fields.text()?,
+            RouteColumn::VirtualAddress => entry.virtual_address = fields.text(text),
+            RouteColumn::CommonName => entry.common_name = fields.text(text),
+            RouteColumn::RealAddress => entry.real_address = fields.text(text),
+            RouteColumn::LastRef => entry.last_ref = fields.number(),
+            RouteColumn::Ignored => fields.skip(),
         }
     }
-    fields.end()?;
+    fields.end(text)?;
     Ok(entry)
-}
-
-/// The fields of a row, from left to right.
-struct Fields<'a> {
-    /// What is not read yet; `None` behind the last field.
-    rest: Option<&'a [u8]>,
-    separator: u8,
-}
-
-impl<'a> Fields<'a> {
-    fn of(row: &'a [u8], separator: u8) -> Self {
-        Self {
-            rest: Some(row),
-            separator,
-        }
-    }
-
-    #[inline]
-    fn text(&mut self) -> Result<&'a [u8], RowError> {
-        let rest = self.rest.ok_or(RowError::Malformed)?;
-        match memchr::memchr(self.separator, rest) {
-            Some(end) => {
-                self.rest = Some(&rest[end + 1..]);
-                Ok(&rest[..end])
-            }
-            None => {
-                self.rest = None;
-                Ok(rest)
-            }
-        }
-    }
-
-    /// A decimal number; finds the field's end on the way.
-    #[inline]
-    fn number(&mut self) -> Result<u64, RowError> {
-        let rest = self.rest.ok_or(RowError::Malformed)?;
-        let mut value = 0u64;
-        for (position, byte) in rest.iter().enumerate() {
-            let digit = byte.wrapping_sub(b'0');
-            if digit > 9 {
-                if *byte != self.separator || position == 0 {
-                    return Err(RowError::Malformed);
-                }
-                self.rest = Some(&rest[position + 1..]);
-                return Ok(value);
-            }
-            value = value
-                .checked_mul(10)
-                .and_then(|value| value.checked_add(u64::from(digit)))
-                .ok_or(RowError::Malformed)?;
-        }
-        self.rest = None;
-        if rest.is_empty() {
-            Err(RowError::Malformed)
-        } else {
-            Ok(value)
-        }
-    }
-
-    fn end(&self) -> Result<(), RowError> {
-        if self.rest.is_none() {
-            Ok(())
-        } else {
-            Err(RowError::Malformed)
-        }
-    }
-}
-
-/// The snapshot's text, where one row's fields go.
-struct RowText<'a> {
-    text: &'a mut Vec<u8>,
-    row_start: usize,
-    bytes_max: usize,
-}
-
-impl RowText<'_> {
-    fn start(&self) -> Result<u32, RowError> {
-        self.row_start.try_into().map_err(|_| RowError::Full)
-    }
-
-    #[inline]
-    fn push(&mut self, field: &[u8]) -> Result<Span, RowError> {
-        let start = self.text.len();
-        let end = start + field.len();
-        if end > self.bytes_max {
-            return Err(RowError::Full);
-        }
-        // A row longer than 64 KiB only comes with another line limit than ours.
-        let offset = |position: usize| {
-            u16::try_from(position - self.row_start).map_err(|_| RowError::Malformed)
-        };
-        let span = Span {
-            start: offset(start)?,
-            end: offset(end)?,
-        };
-        self.text.extend_from_slice(field);
-        Ok(span)
-    }
 }
