@@ -2,26 +2,15 @@
 
 use std::pin::Pin;
 
-use ovfleet_proto::v1::{
-    control_service_server, event_service_server, fleet_service_server,
-};
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio::sync::watch;
-use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
-    health_server::{self, Health, HealthServer},
+    health_server::{Health, HealthServer},
 };
 
-/// The services that have a health of their own; all share that of the gateway,
-/// whose name is empty.
-const SERVICES: [&str; 5] = [
-    "",
-    fleet_service_server::SERVICE_NAME,
-    event_service_server::SERVICE_NAME,
-    control_service_server::SERVICE_NAME,
-    health_server::SERVICE_NAME,
-];
+use crate::services::SERVICE_NAMES;
 
 /// Serves until it is told to drain.
 ///
@@ -49,6 +38,12 @@ impl HealthReporter {
     }
 }
 
+/// Whether a service of that name has a health here: ours, which all share that
+/// of the gateway, whose name is empty.
+fn is_known(service: &str) -> bool {
+    service.is_empty() || SERVICE_NAMES.contains(&service)
+}
+
 fn response(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status.into() }
 }
@@ -60,7 +55,7 @@ impl Health for HealthService {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let service = &request.get_ref().service;
-        if SERVICES.contains(&service.as_str()) {
+        if is_known(service) {
             Ok(Response::new(response(*self.status.borrow())))
         } else {
             Err(Status::not_found(format!("there is no service {service:?} here")))
@@ -73,15 +68,21 @@ impl Health for HealthService {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let known = SERVICES.contains(&request.get_ref().service.as_str());
-        let mut ended = false;
-        let statuses = WatchStream::new(self.status.clone())
-            // The protocol asks for an answer, not an error: the service may appear.
-            .map(move |status| if known || status == ServingStatus::NotServing { status } else { ServingStatus::ServiceUnknown })
-            .take_while(move |status| {
-                let last = *status == ServingStatus::NotServing;
-                !std::mem::replace(&mut ended, last)
-            });
-        Ok(Response::new(Box::pin(statuses.map(|status| Ok(response(status))))))
+        let known = is_known(&request.get_ref().service);
+        let statuses = stream::unfold(Some((self.status.clone(), true)), |state| async move {
+            let (mut status, is_first) = state?;
+            if !is_first {
+                status.changed().await.ok()?;
+            }
+            let now = *status.borrow_and_update();
+            let rest = (now != ServingStatus::NotServing).then_some((status, false));
+            Some((now, rest))
+        });
+        // For an unknown name the protocol asks for an answer, not an error: the service may appear.
+        let shown = move |status| match status {
+            ServingStatus::Serving if !known => ServingStatus::ServiceUnknown,
+            status => status,
+        };
+        Ok(Response::new(Box::pin(statuses.map(move |status| Ok(response(shown(status)))))))
     }
 }

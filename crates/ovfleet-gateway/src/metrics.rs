@@ -195,7 +195,7 @@ fn class_name(class: EventClass) -> &'static str {
 
 fn actions(encoder: &mut DescriptorEncoder<'_>, fleet: &Fleet) -> fmt::Result {
     let counts = fleet.journal().counts();
-    let help = "Targets of finished kills and signals, by outcome";
+    let help = "Targets of kill and signal commands that have ended, by outcome";
     let mut metric = counter(encoder, "action_targets", help, None)?;
     for method in Method::ALL {
         for outcome in Outcome::ALL {

@@ -1,6 +1,11 @@
 //! One connection, served to its end.
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{
     Request, Response,
@@ -11,12 +16,15 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::Service as _;
 
-use crate::{caller::Caller, config::Limits, idle::Activity};
+use crate::{caller::Caller, config::Limits, idle::Activity, status};
 
 /// A caller that does not answer a ping in time is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -38,6 +46,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct GrpcService {
     routes: Routes,
     activity: Activity,
+    calls: Calls,
     streams_per_connection: u32,
     header_bytes: u32,
 }
@@ -48,10 +57,18 @@ impl GrpcService {
         Self {
             routes: routes.prepare(),
             activity,
+            calls: Calls { max: limits.calls, free: Arc::new(Semaphore::new(limits.calls)) },
             streams_per_connection: bound(limits.streams_per_connection),
             header_bytes: bound(limits.header_size),
         }
     }
+}
+
+/// Calls under way, of all callers together. A stream counts until it begins.
+#[derive(Clone)]
+struct Calls {
+    max: usize,
+    free: Arc<Semaphore>,
 }
 
 /// The services as one caller sees them: each request says who makes it.
@@ -59,17 +76,27 @@ struct Called {
     routes: Routes,
     caller: Caller,
     activity: Activity,
+    calls: Calls,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Called {
     type Response = Response<tonic::body::Body>;
     type Error = Infallible;
-    type Future = <Routes as tower::Service<Request<Incoming>>>::Future;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         self.activity.touch();
+        let Ok(permit) = Arc::clone(&self.calls.free).try_acquire_owned() else {
+            let refusal = status::call_limit(self.calls.max).into_http();
+            return Box::pin(async move { Ok(refusal) });
+        };
         request.extensions_mut().insert(self.caller.clone());
-        self.routes.clone().call(request)
+        let response = self.routes.clone().call(request);
+        Box::pin(async move {
+            let response = response.await;
+            drop(permit);
+            response
+        })
     }
 }
 
@@ -78,9 +105,9 @@ pub(super) async fn serve_http2<S>(stream: S, service: GrpcService, caller: Call
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let GrpcService { routes, activity, streams_per_connection, header_bytes } = service;
+    let GrpcService { routes, activity, calls, streams_per_connection, header_bytes } = service;
     let present = activity.caller_present();
-    let called = Called { routes, caller, activity };
+    let called = Called { routes, caller, activity, calls };
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
