@@ -139,3 +139,28 @@ fn dial_error(address: &Address, error: io::Error) -> DialError {
         _ => DialError::Other { address, error },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thousand daemons that come back at once are dialled over two seconds, and one alone at once.
+    #[tokio::test(start_paused = true)]
+    async fn dials_are_spread() {
+        let pacer = DialPacer::new();
+        let begun = Instant::now();
+        pacer.turn().await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        for _ in 0..DIALS_PER_SECOND_MAX * 2 {
+            pacer.turn().await;
+        }
+        assert!(begun.elapsed() >= Duration::from_secs(2));
+        // Time that passed unused is no credit.
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let begun = Instant::now();
+        for _ in 0..=DIALS_PER_SECOND_MAX {
+            pacer.turn().await;
+        }
+        assert!(begun.elapsed() >= Duration::from_secs(1));
+    }
+}

@@ -88,3 +88,56 @@ impl Polls {
 fn varied(interval: Duration) -> Duration {
     interval.mul_f64(0.8 + 0.4 * random_fraction())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn polls(now: Instant) -> (SessionConfig, Polls) {
+        let address = crate::Address::Unix("/run/openvpn/server.sock".into());
+        let config = SessionConfig::new(address);
+        let polls = Polls::new(&config, now);
+        (config, polls)
+    }
+
+    /// Each reason to ask has its time, the earliest counts, and no two statuses are nearer than the spacing.
+    #[test]
+    fn the_earliest_reason_decides() {
+        let start = Instant::now();
+        let (config, mut polls) = polls(start);
+        let timings = &config.timings;
+        assert_eq!(polls.status_due(None, timings), start + 60 * SECOND);
+        polls.handle_hint(Hint::Leaving, timings, start + 2 * SECOND);
+        polls.handle_hint(Hint::Leaving, timings, start + 2 * SECOND + SECOND / 2);
+        assert_eq!(polls.status_due(None, timings), start + 3 * SECOND);
+        polls.handle_hint(Hint::Poll, timings, start + 2 * SECOND);
+        assert_eq!(polls.status_due(None, timings), start + SECOND);
+        assert_eq!(
+            polls.status_due(Some(start), timings),
+            start + timings.refresh_spacing
+        );
+
+        // Asked once for all of them; the last look is still to come, after the last who left.
+        polls.handle_status_sent(&config, start + 3 * SECOND);
+        let last_look = start + 8 * SECOND + SECOND / 2;
+        assert_eq!(polls.status_due(None, timings), last_look);
+        polls.handle_status_sent(&config, last_look);
+        assert_eq!(polls.status_due(None, timings), last_look + 60 * SECOND);
+    }
+
+    /// The intervals of a fleet drift apart, but stay within a fifth of what was asked for.
+    #[test]
+    fn liveness_is_varied_by_a_fifth() {
+        let start = Instant::now();
+        let mut distinct = std::collections::HashSet::new();
+        for _ in 0..100 {
+            let (_, polls) = polls(start);
+            let wait = polls.liveness_due() - start;
+            assert!((8 * SECOND..=12 * SECOND).contains(&wait), "{wait:?}");
+            distinct.insert(wait);
+        }
+        assert!(distinct.len() > 50);
+    }
+}

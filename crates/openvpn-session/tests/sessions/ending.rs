@@ -89,8 +89,8 @@ async fn only_a_long_silence_ends_a_session_and_only_where_it_harms_nobody() {
         let mut config = daemon.config();
         config.disconnect = policy;
         config.timings.liveness_interval = Duration::from_millis(10);
-        config.timings.reply_deadline = Duration::from_millis(10);
-        config.timings.unresponsive_reconnect = Duration::from_millis(200);
+        config.timings.reply_deadline = Duration::from_millis(200);
+        config.timings.unresponsive_reconnect = Duration::from_millis(400);
         let mut subject = Subject::start(config);
         let mut manager = daemon.attach().await;
         subject.wait_until(Condition::Unresponsive).await;
