@@ -1,4 +1,5 @@
 //! A gateway as its callers and monitors see it, from start to drain.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 
 use std::{
     fs,

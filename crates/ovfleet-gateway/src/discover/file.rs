@@ -35,8 +35,11 @@ struct List {
     version: Option<Version>,
     /// What is wrong with that version.
     mistake: Option<String>,
-    targets: Vec<(Address, BTreeMap<String, String>)>,
+    targets: Vec<Target>,
 }
+
+/// An address and its labels.
+type Target = (Address, BTreeMap<String, String>);
 
 /// Changes when the file is written or replaced.
 type Version = (SystemTime, u64, u64);
@@ -94,7 +97,7 @@ impl List {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<(Address, BTreeMap<String, String>)>, String> {
+fn read(path: &Path) -> Result<Vec<Target>, String> {
     let read = || {
         let mut text = String::new();
         File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
