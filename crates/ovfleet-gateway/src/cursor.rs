@@ -3,14 +3,14 @@
 //! Inside is a vector with one entry per origin gateway, from the start: a
 //! gateway that stands over others adds entries, not a new format.
 
-use openvpn_fleet::journal::{Position, RunId};
+use openvpn_fleet::{Position, RunId};
 use thiserror::Error;
 
 use crate::seal::{Purpose, Sealer};
 
 /// The text is not a cursor of this gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum CursorError {
+pub(crate) enum CursorError {
     /// Not written by this gateway, or altered.
     #[error("it was not written by this gateway, or was altered")]
     NotOurs,
@@ -44,7 +44,7 @@ struct Origin {
 
 /// Writes and reads the cursors of one gateway.
 #[derive(Debug)]
-pub struct Cursors {
+pub(crate) struct Cursors {
     gateway: String,
     sealer: Sealer,
 }
@@ -52,7 +52,7 @@ pub struct Cursors {
 impl Cursors {
     /// Cursors of the gateway of this name, authenticated with this key.
     #[must_use]
-    pub fn new(gateway: impl Into<String>, key: &[u8]) -> Self {
+    pub(crate) fn new(gateway: impl Into<String>, key: &[u8]) -> Self {
         Self {
             gateway: gateway.into(),
             sealer: Sealer::new(key),
@@ -65,27 +65,39 @@ impl Cursors {
     }
 
     /// The cursor of a place: resuming from it gives what follows.
-    pub fn write(&self, position: Position) -> String {
+    pub(crate) fn write(&self, position: Position) -> String {
         let origin = Origin {
             gateway: self.gateway.clone(),
             run: position.run.0,
             sequence: position.sequence,
         };
-        self.sealer.seal(Purpose::Cursor, &Body { origins: vec![origin] })
+        self.sealer.seal(
+            Purpose::Cursor,
+            &Body {
+                origins: vec![origin],
+            },
+        )
     }
 
     /// The place of a cursor.
     ///
     /// # Errors
     /// [`CursorError`] when it is not one of this gateway's.
-    pub fn read(&self, cursor: &str) -> Result<Position, CursorError> {
+    pub(crate) fn read(&self, cursor: &str) -> Result<Position, CursorError> {
         let body: Body = self
             .sealer
             .open(Purpose::Cursor, cursor)
             .map_err(|_| CursorError::NotOurs)?;
-        let own = body.origins.iter().find(|origin| origin.gateway == self.gateway);
+        let own = body
+            .origins
+            .iter()
+            .find(|origin| origin.gateway == self.gateway);
         let Some(own) = own else {
-            let found: Vec<_> = body.origins.into_iter().map(|origin| origin.gateway).collect();
+            let found: Vec<_> = body
+                .origins
+                .into_iter()
+                .map(|origin| origin.gateway)
+                .collect();
             return Err(CursorError::OtherGateway {
                 found: found.join(", "),
                 own: self.gateway.clone(),
@@ -117,6 +129,9 @@ mod tests {
     fn the_cursor_of_another_gateway_names_both() {
         let cursor = Cursors::new("vpn2", b"key").write(POSITION);
         let error = Cursors::new("vpn1", b"key").read(&cursor).unwrap_err();
-        assert_eq!(error.to_string(), r#"it belongs to gateway "vpn2", and this is "vpn1""#);
+        assert_eq!(
+            error.to_string(),
+            r#"it belongs to gateway "vpn2", and this is "vpn1""#
+        );
     }
 }

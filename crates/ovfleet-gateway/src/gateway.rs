@@ -100,7 +100,7 @@ impl Gateway {
             tracing::warn!("{problem}");
         }
         let Config { name, state_dir, listen, journal, limits, instances, discover } = config;
-        let state = State::open(state_dir.as_deref())?;
+        let state = State::open(state_dir.as_deref(), name.as_str())?;
         // First the listeners: what is wrong with them shall not cost sessions.
         let grpc_listeners = listen.grpc.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let http_listeners =

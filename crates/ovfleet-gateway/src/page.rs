@@ -7,7 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
-use openvpn_fleet::journal::{Position, RunId};
+use openvpn_fleet::{AsOf, Position, RunId};
 use prost::Message;
 use tonic::Status;
 
@@ -56,13 +56,6 @@ pub(crate) struct RowKey {
     /// What tells rows apart that are equal so far.
     #[prost(bytes = "vec", tag = "6")]
     pub(crate) rest: Vec<u8>,
-}
-
-/// The moment a list is from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct AsOf {
-    pub(crate) position: Position,
-    pub(crate) time: SystemTime,
 }
 
 /// What a token says: go on behind this row, as of then.
@@ -122,9 +115,9 @@ pub(crate) fn read(
         return Ok(None);
     }
     let refuse = |description| status::invalid("page_token", "PAGE_TOKEN_INVALID", description);
-    let body: Body = sealer
-        .open(Purpose::Page, token)
-        .map_err(|_| refuse("it was not written by this gateway, or was altered; begin without one"))?;
+    let body: Body = sealer.open(Purpose::Page, token).map_err(|_| {
+        refuse("it was not written by this gateway, or was altered; begin without one")
+    })?;
     if body.query != query {
         return Err(refuse(
             "it belongs to another request; only page_size and page_token may change from page to page",
@@ -165,7 +158,11 @@ impl<R> Page<R> {
     /// Offers a row; it is built only if it can be on the page so far.
     pub(crate) fn offer(&mut self, key: RowKey, row: impl FnOnce() -> R) {
         let behind = |a: &RowKey, b: &RowKey| if self.descending { a < b } else { a > b };
-        if self.after.as_ref().is_some_and(|after| !behind(&key, after)) {
+        if self
+            .after
+            .as_ref()
+            .is_some_and(|after| !behind(&key, after))
+        {
             return;
         }
         // One row more than the page tells whether there is a next one.
@@ -187,6 +184,11 @@ impl<R> Page<R> {
         self.rows.insert(key, row());
     }
 
+    /// No row that comes behind all those offered can be on the page.
+    pub(crate) fn is_full(&self) -> bool {
+        self.rows.len() > self.size
+    }
+
     /// The rows in order, and the key of the last one if there are more behind it.
     pub(crate) fn finish(self) -> (Vec<R>, Option<RowKey>) {
         let more = self.rows.len() > self.size;
@@ -197,7 +199,11 @@ impl<R> Page<R> {
             last = Some(key);
         };
         if self.descending {
-            self.rows.into_iter().rev().take(self.size).for_each(&mut take);
+            self.rows
+                .into_iter()
+                .rev()
+                .take(self.size)
+                .for_each(&mut take);
         } else {
             self.rows.into_iter().take(self.size).for_each(&mut take);
         }

@@ -10,13 +10,13 @@ use prost::Message;
 use thiserror::Error;
 
 /// Longest token that is written or read. A longer one is not ours.
-pub const TOKEN_BYTES_MAX: usize = 4096;
+pub(crate) const TOKEN_BYTES_MAX: usize = 4096;
 /// Bytes kept of the HMAC-SHA-256 tag.
 const TAG_BYTES: usize = 16;
 
 /// What a token is for. A token of one purpose is refused for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// A place in the event journal.
     Cursor,
     /// A place in a list.
@@ -37,11 +37,11 @@ impl Purpose {
 /// The token was not written by this gateway, or was altered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("not a token of this gateway")]
-pub struct NotOurs;
+pub(crate) struct NotOurs;
 
 /// Writes and reads tokens with one key.
 #[derive(Debug)]
-pub struct Sealer {
+pub(crate) struct Sealer {
     key: hmac::Key,
 }
 
@@ -49,14 +49,14 @@ impl Sealer {
     /// A sealer with this key. Gateways that shall read each other's tokens, or
     /// their own after a restart, use the same key.
     #[must_use]
-    pub fn new(key: &[u8]) -> Self {
+    pub(crate) fn new(key: &[u8]) -> Self {
         Self {
             key: hmac::Key::new(hmac::HMAC_SHA256, key),
         }
     }
 
     /// Writes a token around `body`.
-    pub fn seal(&self, purpose: Purpose, body: &impl Message) -> String {
+    pub(crate) fn seal(&self, purpose: Purpose, body: &impl Message) -> String {
         let mut bytes = vec![purpose.mark()];
         bytes.extend_from_slice(&body.encode_to_vec());
         let tag = hmac::sign(&self.key, &bytes);
@@ -68,12 +68,18 @@ impl Sealer {
     ///
     /// # Errors
     /// [`NotOurs`] for anything else.
-    pub fn open<M: Message + Default>(&self, purpose: Purpose, token: &str) -> Result<M, NotOurs> {
+    pub(crate) fn open<M: Message + Default>(
+        &self,
+        purpose: Purpose,
+        token: &str,
+    ) -> Result<M, NotOurs> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(NotOurs);
         }
         let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| NotOurs)?;
-        let (signed, tag) = bytes.split_at_checked(bytes.len().saturating_sub(TAG_BYTES)).ok_or(NotOurs)?;
+        let (signed, tag) = bytes
+            .split_at_checked(bytes.len().saturating_sub(TAG_BYTES))
+            .ok_or(NotOurs)?;
         let expected = hmac::sign(&self.key, signed);
         // Constant time: the comparison must not tell how much of a guess is right.
         aws_lc_rs::constant_time::verify_slices_are_equal(&expected.as_ref()[..TAG_BYTES], tag)
@@ -117,18 +123,34 @@ mod tests {
             let mut altered = bytes.clone();
             altered[index] ^= 1;
             let altered = URL_SAFE_NO_PAD.encode(altered);
-            assert_eq!(sealer.open::<Body>(Purpose::Cursor, &altered), Err(NotOurs), "byte {index}");
+            assert_eq!(
+                sealer.open::<Body>(Purpose::Cursor, &altered),
+                Err(NotOurs),
+                "byte {index}"
+            );
         }
         for length in 0..token.len() {
-            assert_eq!(sealer.open::<Body>(Purpose::Cursor, &token[..length]), Err(NotOurs));
+            assert_eq!(
+                sealer.open::<Body>(Purpose::Cursor, &token[..length]),
+                Err(NotOurs)
+            );
         }
     }
 
     #[test]
     fn another_key_and_another_purpose_are_refused() {
         let token = Sealer::new(b"key").seal(Purpose::Cursor, &body());
-        assert_eq!(Sealer::new(b"other").open::<Body>(Purpose::Cursor, &token), Err(NotOurs));
-        assert_eq!(Sealer::new(b"key").open::<Body>(Purpose::Page, &token), Err(NotOurs));
-        assert_eq!(Sealer::new(b"key").open::<Body>(Purpose::Page, "§"), Err(NotOurs));
+        assert_eq!(
+            Sealer::new(b"other").open::<Body>(Purpose::Cursor, &token),
+            Err(NotOurs)
+        );
+        assert_eq!(
+            Sealer::new(b"key").open::<Body>(Purpose::Page, &token),
+            Err(NotOurs)
+        );
+        assert_eq!(
+            Sealer::new(b"key").open::<Body>(Purpose::Page, "§"),
+            Err(NotOurs)
+        );
     }
 }

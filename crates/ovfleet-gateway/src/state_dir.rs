@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aws_lc_rs::digest;
 use rustix::fs::{FlockOperation, flock};
 
 /// Length of the key that authenticates cursors, in bytes.
@@ -54,9 +55,14 @@ pub(crate) struct State {
 
 impl State {
     /// Opens the directory, or makes do without one.
-    pub(crate) fn open(directory: Option<&Path>) -> Result<Self, StateError> {
+    ///
+    /// Without one the key comes from the gateway's name, so that a cursor from
+    /// before a restart is still known as ours and gives its gap, instead of
+    /// being refused. Such a key tells damage and mix-ups, not forgery; what a
+    /// forged cursor could ask for, `oldest` gives to anybody who may stream.
+    pub(crate) fn open(directory: Option<&Path>, gateway: &str) -> Result<Self, StateError> {
         let Some(directory) = directory else {
-            return Ok(Self { cursor_key: random_key()?, _lock: None });
+            return Ok(Self { cursor_key: key_of_name(gateway), _lock: None });
         };
         fs::create_dir_all(directory).map_err(at(directory))?;
         let lock = lock(directory)?;
@@ -109,6 +115,15 @@ fn cursor_key(path: &Path) -> Result<[u8; CURSOR_KEY_BYTES], StateError> {
     }
 }
 
+fn key_of_name(gateway: &str) -> [u8; CURSOR_KEY_BYTES] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(b"ovfleet cursor key\0");
+    context.update(gateway.as_bytes());
+    let mut key = [0; CURSOR_KEY_BYTES];
+    key.copy_from_slice(context.finish().as_ref());
+    key
+}
+
 fn random_key() -> Result<[u8; CURSOR_KEY_BYTES], StateError> {
     let mut key = [0; CURSOR_KEY_BYTES];
     getrandom::fill(&mut key).map_err(StateError::Random)?;
@@ -130,12 +145,12 @@ mod tests {
     #[test]
     fn a_second_process_is_told_who_has_it() {
         let directory = tempfile::tempdir().unwrap();
-        let first = State::open(Some(directory.path())).unwrap();
-        let error = State::open(Some(directory.path())).unwrap_err().to_string();
+        let first = State::open(Some(directory.path()), "vpn1").unwrap();
+        let error = State::open(Some(directory.path()), "vpn1").unwrap_err().to_string();
         assert!(error.contains(&format!("process {}:", std::process::id())), "{error}");
         let key = first.cursor_key;
         drop(first);
-        let second = State::open(Some(directory.path())).unwrap();
+        let second = State::open(Some(directory.path()), "vpn1").unwrap();
         assert_eq!(second.cursor_key, key, "cursors of the run before stay readable");
         let mode = fs::metadata(directory.path().join("cursor.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -146,14 +161,16 @@ mod tests {
     fn a_damaged_key_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("cursor.key"), "short").unwrap();
-        let error = State::open(Some(directory.path())).unwrap_err();
+        let error = State::open(Some(directory.path()), "vpn1").unwrap_err();
         assert!(matches!(error, StateError::Key { .. }), "{error}");
     }
 
-    /// Without a directory there is no lock, and a key for this run alone.
+    /// Without a directory a cursor from before a restart must still be known as
+    /// ours, and one of another gateway must not.
     #[test]
     fn a_directory_is_not_needed() {
-        let (one, two) = (State::open(None).unwrap(), State::open(None).unwrap());
-        assert_ne!(one.cursor_key, two.cursor_key);
+        let key = |gateway| State::open(None, gateway).unwrap().cursor_key;
+        assert_eq!(key("vpn1"), key("vpn1"));
+        assert_ne!(key("vpn1"), key("vpn2"));
     }
 }

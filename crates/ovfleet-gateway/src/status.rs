@@ -6,19 +6,28 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use openvpn_fleet::{ActionError, ActionResult, InstancePath, TargetError};
+use ovfleet_proto::v1;
+use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// Domain of every reason.
-pub const DOMAIN: &str = "ovfleet";
+use crate::{
+    convert::action::{kill_report, signal_report},
+    cursor::{CursorError, Cursors},
+};
 
-/// A status with a reason.
-fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
-    Status::with_error_details(code, message, details(reason))
-}
+/// Domain of every reason.
+pub(crate) const DOMAIN: &str = "ovfleet";
+/// When to come back to something that is on its way.
+const RETRY_SOON: Duration = Duration::from_secs(1);
 
 fn details(reason: &str) -> ErrorDetails {
     ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())
+}
+
+fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(code, message, details(reason))
 }
 
 /// INVALID_ARGUMENT: this field of the request is malformed.
@@ -26,14 +35,224 @@ pub(crate) fn invalid(field: &str, reason: &str, description: impl Into<String>)
     let description = description.into();
     let mut details = details(reason);
     details.add_bad_request_violation(field, description.clone());
-    Status::with_error_details(Code::InvalidArgument, format!("{field}: {description}"), details)
+    Status::with_error_details(
+        Code::InvalidArgument,
+        format!("{field}: {description}"),
+        details,
+    )
+}
+
+/// INVALID_ARGUMENT: a cursor that is not one of this gateway's.
+pub(crate) fn cursor_invalid(error: &CursorError) -> Status {
+    invalid("cursor", "CURSOR_INVALID", error.to_string())
+}
+
+/// OUT_OF_RANGE: events behind a cursor are gone, and the caller wants no hole.
+pub(crate) fn cursor_compacted(oldest: String) -> Status {
+    let mut details = details("CURSOR_COMPACTED");
+    details.set_error_info(
+        "CURSOR_COMPACTED",
+        DOMAIN,
+        HashMap::from([("oldest".to_owned(), oldest)]),
+    );
+    Status::with_error_details(
+        Code::OutOfRange,
+        "events behind this cursor are no longer kept; the oldest cursor that can be resumed is in the details",
+        details,
+    )
 }
 
 /// NOT_FOUND: no instance of this name.
-pub(crate) fn instance_unknown(name: &str) -> Status {
+pub(crate) fn instance_unknown(path: &InstancePath) -> Status {
     status(
         Code::NotFound,
         "INSTANCE_UNKNOWN",
-        format!("there is no instance {name:?}; ListInstances names those there are"),
+        format!("there is no instance {path}; ListInstances names those there are"),
     )
+}
+
+/// NOT_FOUND: no action of this id.
+pub(crate) fn action_unknown(request_id: &str) -> Status {
+    status(
+        Code::NotFound,
+        "ACTION_UNKNOWN",
+        format!("there is no action {request_id:?} of yours, or it is no longer kept"),
+    )
+}
+
+/// UNAVAILABLE: the caller wants all or nothing.
+pub(crate) fn incomplete(unreachable: &[v1::Unreachable]) -> Status {
+    let named: Vec<_> = unreachable
+        .iter()
+        .take(10)
+        .map(|one| one.instance.as_str())
+        .collect();
+    let more = if unreachable.len() > named.len() {
+        ", …"
+    } else {
+        ""
+    };
+    let mut details = details("INCOMPLETE");
+    details.set_retry_info(Some(RETRY_SOON));
+    Status::with_error_details(
+        Code::Unavailable,
+        format!(
+            "{} instances could not be asked: {}{more}",
+            unreachable.len(),
+            named.join(", ")
+        ),
+        details,
+    )
+}
+
+/// PERMISSION_DENIED: this listener takes reads only.
+pub(crate) fn read_only_listener() -> Status {
+    status(
+        Code::PermissionDenied,
+        "READ_ONLY_LISTENER",
+        "this listener is read-only; act through the Unix socket or a TLS listener, \
+         or set `plaintext_control = true` on it",
+    )
+}
+
+/// RESOURCE_EXHAUSTED: as many streams as this gateway serves.
+pub(crate) fn stream_limit(max: usize) -> Status {
+    let mut details = details("STREAM_LIMIT");
+    details.set_retry_info(Some(RETRY_SOON));
+    Status::with_error_details(
+        Code::ResourceExhausted,
+        format!("all {max} streams are taken (limits.streams)"),
+        details,
+    )
+}
+
+/// RESOURCE_EXHAUSTED: as many calls as allowed are under way.
+pub(crate) fn call_limit(max: usize) -> Status {
+    let mut details = details("CALL_LIMIT");
+    details.set_retry_info(Some(RETRY_SOON));
+    Status::with_error_details(
+        Code::ResourceExhausted,
+        format!("all {max} calls are taken (limits.calls)"),
+        details,
+    )
+}
+
+/// RESOURCE_EXHAUSTED: the caller did not read.
+pub(crate) fn slow_caller(blocked: Duration) -> Status {
+    status(
+        Code::ResourceExhausted,
+        "SLOW_CALLER",
+        format!("nothing was read for {blocked:?}; resume from the last cursor you have"),
+    )
+}
+
+/// UNAVAILABLE: going away.
+pub(crate) fn shutting_down() -> Status {
+    let mut details = details("SHUTTING_DOWN");
+    details.set_retry_info(Some(RETRY_SOON));
+    Status::with_error_details(Code::Unavailable, "the gateway is shutting down", details)
+}
+
+/// An action that did not begin.
+pub(crate) fn of_action(error: &ActionError, cursors: &Cursors) -> Status {
+    let message = error.to_string();
+    match error {
+        ActionError::SelectorEmpty => invalid("selector", "SELECTOR_EMPTY", message),
+        ActionError::FilterEmpty => invalid("filter", "FILTER_EMPTY", message),
+        ActionError::MessageInvalid { .. } => invalid("message", "MESSAGE_INVALID", message),
+        ActionError::RequestIdMalformed(_) => invalid("request_id", "REQUEST_ID_INVALID", message),
+        ActionError::TooManyClients { plan, .. } => with_plan(
+            "TOO_MANY_CLIENTS",
+            message,
+            KILL_PLAN,
+            &kill_report(plan, cursors),
+        ),
+        ActionError::TooManyInstances { plan, .. } => match plan {
+            ActionResult::Kill(plan) => with_plan(
+                "TOO_MANY_INSTANCES",
+                message,
+                KILL_PLAN,
+                &kill_report(plan, cursors),
+            ),
+            ActionResult::Signal(plan) => with_plan(
+                "TOO_MANY_INSTANCES",
+                message,
+                SIGNAL_PLAN,
+                &signal_report(plan, cursors),
+            ),
+        },
+        ActionError::RequestIdReused { .. } => {
+            status(Code::AlreadyExists, "REQUEST_ID_REUSED", message)
+        }
+        ActionError::TooManyActions { .. } => {
+            status(Code::ResourceExhausted, "ACTION_LIMIT", message)
+        }
+        ActionError::ShuttingDown => shutting_down(),
+        ActionError::Lost { .. } => {
+            tracing::error!(%message, "action lost");
+            status(Code::Internal, "ACTION_LOST", message)
+        }
+    }
+}
+
+/// Most bytes of a plan in an error: it travels as a header, and HTTP/2 stacks
+/// refuse large ones. A larger plan is left out; `validate_only` gives it whole.
+const PLAN_BYTES_MAX: usize = 4 * 1024;
+const KILL_PLAN: &str = "type.googleapis.com/ovfleet.v1.KillClientsResponse";
+const SIGNAL_PLAN: &str = "type.googleapis.com/ovfleet.v1.SignalInstancesResponse";
+
+/// FAILED_PRECONDITION with what would have been done, in the details.
+fn with_plan(reason: &str, message: String, type_url: &str, plan: &impl Message) -> Status {
+    let details = details(reason);
+    let plain = Status::with_error_details(Code::FailedPrecondition, message.as_str(), details);
+    if plan.encoded_len() > PLAN_BYTES_MAX {
+        return plain;
+    }
+    // The helper knows the standard details only, so the plan is added to the
+    // encoded message.
+    let Ok(mut status) = tonic_types::Status::decode(plain.details()) else {
+        return plain;
+    };
+    status.details.push(prost_types::Any {
+        type_url: type_url.to_owned(),
+        value: plan.encode_to_vec(),
+    });
+    Status::with_details(
+        Code::FailedPrecondition,
+        message,
+        status.encode_to_vec().into(),
+    )
+}
+
+/// What became of one target, as it stands in a result.
+pub(crate) fn of_target(error: &TargetError) -> tonic_types::Status {
+    let (code, reason) = match error {
+        TargetError::UnknownInstance { .. } => (Code::NotFound, "INSTANCE_UNKNOWN"),
+        TargetError::NotAttached { .. } => (Code::Unavailable, "NOT_ATTACHED"),
+        TargetError::NoClients { .. } => (Code::FailedPrecondition, "NO_CLIENT_TABLE"),
+        TargetError::Stale { .. } => (Code::FailedPrecondition, "STALE"),
+        TargetError::Gone => (Code::NotFound, "CLIENT_GONE"),
+        TargetError::Rejected { .. } => (Code::FailedPrecondition, "REJECTED"),
+        TargetError::NeedsForce { .. } => (Code::FailedPrecondition, "NEEDS_FORCE"),
+        TargetError::Busy { .. } => (Code::ResourceExhausted, "INSTANCE_BUSY"),
+        TargetError::NoTime => (Code::DeadlineExceeded, "NOT_SENT"),
+        TargetError::Cancelled => (Code::Cancelled, "NOT_SENT"),
+        TargetError::Stopped { .. } => (Code::Aborted, "NOT_SENT"),
+        TargetError::FateUnknown { .. } => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN"),
+        TargetError::NotSeen { .. } => (Code::DeadlineExceeded, "NOT_CONFIRMED"),
+        TargetError::Unencodable { .. } => (Code::InvalidArgument, "UNENCODABLE"),
+    };
+    let info = tonic_types::pb::ErrorInfo {
+        reason: reason.to_owned(),
+        domain: DOMAIN.to_owned(),
+        metadata: HashMap::new(),
+    };
+    tonic_types::Status {
+        code: code as i32,
+        message: error.to_string(),
+        details: vec![prost_types::Any {
+            type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
+            value: info.encode_to_vec(),
+        }],
+    }
 }

@@ -4,7 +4,7 @@ use openvpn_fleet::event::{
     ActionProgress, ClientConnected, ClientDisconnected, ClientsLost, Detail, DisconnectCause,
     Event, EventClass, EventClient, Gap, GapCause, GenerationCause, Inventory,
 };
-use openvpn_fleet::name::{ClientRef, Labels};
+use openvpn_fleet::{ClientRef, Labels};
 use openvpn_management::{LogFlags, StateRecord, Text};
 use ovfleet_proto::v1::{self, event::Detail as Out};
 
@@ -31,8 +31,14 @@ pub(crate) fn event(event: &Event) -> v1::Event {
     } = event;
     v1::Event {
         gateway: gateway.to_string(),
-        instance: instance.as_ref().map(ToString::to_string).unwrap_or_default(),
-        generation: generation.as_ref().map(ToString::to_string).unwrap_or_default(),
+        instance: instance
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        generation: generation
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         sequence: *sequence,
         observed_time: Some(timestamp(*observed)),
         daemon_time: daemon_time.map(daemon_timestamp),
@@ -107,7 +113,10 @@ fn detail(detail: &Detail, instance_labels: &Labels) -> Out {
             cause,
             clients_lost,
         } => Out::GenerationChange(v1::InstanceGeneration {
-            previous: previous.as_ref().map(ToString::to_string).unwrap_or_default(),
+            previous: previous
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             cause: generation_cause(*cause).into(),
             clients_lost: lost(*clients_lost).into(),
         }),
@@ -295,8 +304,13 @@ pub(crate) fn gap(gap: &Gap, cursor: String) -> v1::Gap {
         }
         .into(),
         gateway: gateway.to_string(),
-        instance: instance.as_ref().map(ToString::to_string).unwrap_or_default(),
-        event_class: class.map_or(v1::EventClass::Unspecified, event_class).into(),
+        instance: instance
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        event_class: class
+            .map_or(v1::EventClass::Unspecified, event_class)
+            .into(),
         count: *count,
         not_before: not_before.map(timestamp),
         not_after: not_after.map(timestamp),

@@ -4,16 +4,19 @@
 //! What goes out is destructured completely, so that a new field of the domain
 //! asks to be mapped.
 
+pub(crate) mod action;
 pub(crate) mod event;
+pub(crate) mod request;
+pub(crate) mod row;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
-use openvpn_fleet::{
-    condition::Condition,
-    event::Inference,
-    name::{ActionRef, ClientRef, Labels},
-};
+use openvpn_fleet::{ActionRef, ClientRef, Inference, Labels, PeerInfo};
+use openvpn_session::Condition;
 use ovfleet_proto::v1;
 use prost_types::Timestamp;
 
@@ -87,7 +90,7 @@ pub(crate) const fn condition(condition: Condition) -> v1::Condition {
     }
 }
 
-pub(crate) fn labels(labels: &Labels) -> std::collections::HashMap<String, String> {
+pub(crate) fn labels(labels: &Labels) -> HashMap<String, String> {
     labels
         .iter()
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -95,9 +98,19 @@ pub(crate) fn labels(labels: &Labels) -> std::collections::HashMap<String, Strin
 }
 
 fn inference(inference: Inference) -> v1::Inference {
-    let Inference { not_before, not_after } = inference;
+    let Inference {
+        not_before,
+        not_after,
+    } = inference;
     v1::Inference {
         not_before: not_before.map(timestamp),
         not_after: Some(timestamp(not_after)),
     }
+}
+
+/// What a client said of itself.
+pub(crate) fn peer_info(info: &PeerInfo) -> HashMap<String, String> {
+    info.iter()
+        .map(|(name, value)| (lossy(name), lossy(value)))
+        .collect()
 }

@@ -21,7 +21,6 @@ use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Request, Response, Status,
     body::Body,
@@ -31,7 +30,7 @@ use tonic::{
 };
 use tonic_prost::ProstDecoder;
 
-use super::events::Events;
+use super::{events::Events, frames::FrameStream};
 
 /// Field number of `EventBatch.events`.
 const EVENTS: u32 = 1;
@@ -43,7 +42,8 @@ const BATCH: u32 = 1;
 /// Frames an encoded `Event` as one element of `EventBatch.events`.
 pub(crate) fn batch_element(event: &impl Message) -> Bytes {
     let length = event.encoded_len();
-    let mut out = BytesMut::with_capacity(key_len(EVENTS) + encoded_len_varint(length as u64) + length);
+    let mut out =
+        BytesMut::with_capacity(key_len(EVENTS) + encoded_len_varint(length as u64) + length);
     encode_key(EVENTS, WireType::LengthDelimited, &mut out);
     encode_varint(length as u64, &mut out);
     event.encode_raw(&mut out);
@@ -51,7 +51,10 @@ pub(crate) fn batch_element(event: &impl Message) -> Bytes {
 }
 
 /// A whole `StreamEventsResponse` with one batch of framed elements.
-pub(crate) fn batch_frame<'a>(elements: impl Iterator<Item = &'a Bytes> + Clone, cursor: &str) -> Bytes {
+pub(crate) fn batch_frame<'a>(
+    elements: impl Iterator<Item = &'a Bytes> + Clone,
+    cursor: &str,
+) -> Bytes {
     let cursor_length = key_len(CURSOR) + encoded_len_varint(cursor.len() as u64) + cursor.len();
     let length = elements.clone().map(Bytes::len).sum::<usize>() + cursor_length;
     let mut out = BytesMut::with_capacity(length + 16);
@@ -72,11 +75,10 @@ pub(crate) fn other_frame(frame: Frame) -> Bytes {
         !matches!(&frame, Frame::Batch(EventBatch { .. })),
         "batches are built from framed elements"
     );
-    StreamEventsResponse { frame: Some(frame) }.encode_to_vec().into()
+    StreamEventsResponse { frame: Some(frame) }
+        .encode_to_vec()
+        .into()
 }
-
-/// Stream of encoded `StreamEventsResponse` messages.
-pub(crate) type FrameStream = ReceiverStream<Result<Bytes, Status>>;
 
 /// The tonic service around [`Events`].
 #[derive(Debug, Clone)]
@@ -126,8 +128,9 @@ struct StreamEvents(Arc<Events>);
 
 impl ServerStreamingService<StreamEventsRequest> for StreamEvents {
     type Response = Bytes;
-    type ResponseStream = FrameStream;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<FrameStream>, Status>> + Send>>;
+    type ResponseStream = FrameStream<Bytes>;
+    type Future =
+        Pin<Box<dyn Future<Output = Result<Response<FrameStream<Bytes>>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<StreamEventsRequest>) -> Self::Future {
         let events = Arc::clone(&self.0);

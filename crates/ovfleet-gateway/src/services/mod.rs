@@ -1,0 +1,78 @@
+//! The gRPC services: authorize, convert in, one call of the fleet, convert out.
+
+mod control;
+mod deadline;
+mod events;
+mod fleet;
+mod frames;
+mod streams;
+mod totals;
+mod watch;
+mod wire;
+
+use std::{sync::Arc, time::SystemTime};
+
+use openvpn_fleet::{AsOf, Fleet};
+use ovfleet_proto::v1::{
+    self, control_service_server::ControlServiceServer, fleet_service_server::FleetServiceServer,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+
+use self::{control::Control, events::Events, fleet::FleetQueries, wire::EventServer};
+use crate::{convert, cursor::Cursors};
+
+pub(crate) use self::{streams::Streams, wire::batch_element};
+
+/// Full names of our services, for health and reflection.
+pub(crate) const SERVICE_NAMES: [&str; 3] = [
+    v1::fleet_service_server::SERVICE_NAME,
+    v1::event_service_server::SERVICE_NAME,
+    v1::control_service_server::SERVICE_NAME,
+];
+
+/// What the services share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// The fleet.
+    pub(crate) fleet: Fleet,
+    /// Writes and reads the tokens that callers keep.
+    pub(crate) cursors: Cursors,
+    /// Open streams.
+    pub(crate) streams: Streams,
+    /// Tasks of open streams; they end soon after `drain`.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when the gateway is going away.
+    pub(crate) drain: CancellationToken,
+}
+
+impl Context {
+    /// This moment, for an answer whose first row is not read yet.
+    fn now(&self) -> AsOf {
+        AsOf {
+            position: self.fleet.journal().newest(),
+            time: SystemTime::now(),
+        }
+    }
+
+    fn as_of(&self, as_of: AsOf) -> v1::AsOf {
+        convert::action::as_of(as_of, &self.cursors)
+    }
+}
+
+/// Adds our services to `routes`.
+pub(crate) fn add_to(routes: Routes, context: &Arc<Context>, request_bytes_max: usize) -> Routes {
+    routes
+        .add_service(
+            FleetServiceServer::new(FleetQueries::new(Arc::clone(context)))
+                .max_decoding_message_size(request_bytes_max),
+        )
+        .add_service(EventServer::new(
+            Arc::new(Events::new(Arc::clone(context))),
+            request_bytes_max,
+        ))
+        .add_service(
+            ControlServiceServer::new(Control::new(Arc::clone(context)))
+                .max_decoding_message_size(request_bytes_max),
+        )
+}
