@@ -21,7 +21,7 @@ use crate::{
     discover::Discovery,
     health::{HealthReporter, HealthService, health},
     http::Port,
-    idle::Activity,
+    idle::{Activity, IdleWatch},
     listen::{Admission, BindError, GrpcService, Listener, Service, TlsError, load_tls},
     log::LogBroadcast,
     metrics::Metrics,
@@ -208,21 +208,10 @@ impl Gateway {
         Failed(ended.err())
     }
 
-    /// Waits until nobody has needed this process for so long: no instance is
-    /// configured or attached, and no caller is connected or has called.
-    pub async fn idle(&self, quiet: Duration) {
-        loop {
-            let attached = |instance: &Arc<openvpn_fleet::Instance>| {
-                instance.with_table(|table| table.status().is_attached())
-            };
-            let needed = self.context.fleet.instances().iter().any(attached);
-            let calm = self.activity.quiet_for();
-            if !needed && calm >= quiet {
-                return;
-            }
-            let rest = if needed { quiet } else { quiet - calm };
-            sleep(rest.clamp(LOOK_INTERVAL, Duration::from_secs(10))).await;
-        }
+    /// Tells when nobody needs this process any more.
+    #[must_use]
+    pub fn idle_watch(&self) -> IdleWatch {
+        IdleWatch::new(self.context.fleet.clone(), self.activity.clone())
     }
 
     /// Ends it: takes no new calls, lets streams say farewell and actions

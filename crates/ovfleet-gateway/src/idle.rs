@@ -5,6 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use openvpn_fleet::{Fleet, Instance};
+use tokio::time::sleep;
+
+/// The shortest and the longest rest between two looks.
+const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+
 /// When callers were last there.
 #[derive(Clone, Debug)]
 pub(crate) struct Activity(Arc<Mutex<State>>);
@@ -61,4 +67,33 @@ impl Drop for CallerPresent {
             state.last = Instant::now();
         });
     }
+}
+
+/// Tells when nobody needs the process any more.
+#[derive(Debug)]
+pub struct IdleWatch {
+    fleet: Fleet,
+    activity: Activity,
+}
+
+impl IdleWatch {
+    pub(crate) fn new(fleet: Fleet, activity: Activity) -> Self {
+        Self { fleet, activity }
+    }
+
+    /// Waits until, for so long, no caller was connected and none called, and
+    /// no instance is attached. Cancel safe.
+    pub async fn wait(&self, quiet: Duration) {
+        loop {
+            let calm = self.activity.quiet_for();
+            if calm >= quiet && !self.fleet.instances().iter().any(|instance| is_attached(instance)) {
+                return;
+            }
+            sleep(quiet.saturating_sub(calm).clamp(REST.0, REST.1)).await;
+        }
+    }
+}
+
+fn is_attached(instance: &Instance) -> bool {
+    instance.with_table(|table| table.status().is_attached())
 }

@@ -33,6 +33,7 @@ pub use config::{
     SocketConfig, TlsFiles,
 };
 pub use gateway::{Addresses, Failed, Gateway, StartError};
+pub use idle::IdleWatch;
 pub use listen::{BindError, TlsError};
 pub use log::{LogBroadcast, LogLayer, log_broadcast};
 pub use state_dir::StateError;

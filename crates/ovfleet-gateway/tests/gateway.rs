@@ -175,12 +175,12 @@ async fn a_second_gateway_does_not_start() {
 #[tokio::test]
 async fn idle_when_nothing_is_attached_and_nobody_calls() {
     let running = Running::start("").await;
-    let quiet = Duration::from_millis(100);
+    let (idle, quiet) = (running.gateway.idle_watch(), Duration::from_millis(100));
     let mut health = HealthClient::new(running.channel().await);
     health.check(request("")).await.unwrap();
-    timeout(quiet * 5, running.gateway.idle(quiet)).await.expect_err("somebody is connected");
+    timeout(quiet * 5, idle.wait(quiet)).await.expect_err("somebody is connected");
     drop(health);
-    timeout(PATIENCE, running.gateway.idle(quiet)).await.expect("nobody is left");
+    timeout(PATIENCE, idle.wait(quiet)).await.expect("nobody is left");
 }
 
 /// The example that is shipped is what people copy.
