@@ -79,6 +79,8 @@ pub(crate) enum Format {
 pub(crate) enum Command {
     /// Run the gateway
     Serve(ServeArgs),
+    /// Run a gateway and a living fleet of toys, to try everything else on
+    Demo(DemoArgs),
     /// Check a configuration file and say everything that is wrong with it
     CheckConfig(CheckConfigArgs),
     /// The fleet in numbers
@@ -138,6 +140,19 @@ pub(crate) struct ServeArgs {
     /// Run as this group (name or number)
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// End after so long, such as 60s (default: with Ctrl-C)
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
+    /// The gateway's port on 127.0.0.1; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value = "7600")]
+    pub(crate) port: u16,
+    /// Real OpenVPN servers and clients instead of simulated ones (needs root)
+    #[arg(long)]
+    pub(crate) openvpn: bool,
 }
 
 #[derive(Debug, Args)]
@@ -384,7 +399,7 @@ pub(crate) struct ActionsArgs {
 
 /// The commands that call no gateway: they take the options of those that do,
 /// wherever these come from, but do not show them.
-const NOT_CALLING: &[&str] = &["serve", "check-config", "completions", "man"];
+const NOT_CALLING: &[&str] = &["serve", "demo", "check-config", "completions", "man"];
 
 /// The definition behind parser, help, completions and manual.
 pub(crate) fn definition() -> ClapCommand {

@@ -3,6 +3,7 @@
 mod action;
 mod args;
 mod command;
+mod demo;
 mod describe;
 mod failure;
 mod gateway;
@@ -11,8 +12,10 @@ mod listing;
 mod logging;
 mod manual;
 mod output;
+mod privileges;
 mod rows;
 mod selection;
+mod serve;
 mod start;
 mod table;
 mod text;
@@ -23,7 +26,7 @@ use std::process::ExitCode;
 use crate::{
     args::{CallerArgs, Cli, Command},
     command::{actions, clients, events, instances, kill, routes, signal, summary, watch},
-    failure::{Failure, Outcome, conclude},
+    failure::{Outcome, conclude},
     gateway::Gateway,
     output::Output,
 };
@@ -34,18 +37,22 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let Cli { caller, command } = args::parse();
     conclude(match command {
+        Command::Serve(args) => serve::run(&args),
+        Command::CheckConfig(args) => serve::check_config(&args),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::man(dir.as_deref()),
-        command => run(caller, command),
+        command => call(caller, command),
     })
 }
 
+/// The commands that call a gateway, `demo` its own one.
 #[tokio::main]
-async fn run(caller: CallerArgs, command: Command) -> Outcome {
+async fn call(caller: CallerArgs, command: Command) -> Outcome {
     let mut output = Output::new(&caller);
     let output = &mut output;
     let connect = || Gateway::connect(&caller);
     match command {
+        Command::Demo(args) => demo::run(args, caller, output).await,
         Command::Summary(args) => summary::run(&connect().await?, args, output).await,
         Command::Instances(args) => instances::run(&connect().await?, args, output).await,
         Command::Clients(args) => clients::run(&connect().await?, args, output).await,
@@ -61,6 +68,9 @@ async fn run(caller: CallerArgs, command: Command) -> Outcome {
             signal::run(&connect().await?, args, output).await
         }
         Command::Actions(args) => actions::run(&connect().await?, args, output).await,
-        _ => Err(Failure::Failed("not there yet".to_owned())),
+        Command::Serve(_)
+        | Command::CheckConfig(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => unreachable!("these call no gateway: see main"),
     }
 }

@@ -14,80 +14,8 @@ use crate::{
     output::{Output, note},
     start::Start,
     table::Tone,
+    text::escape,
 };
-
-/// Waits between attempts to get the stream back.
-const RETRY_DELAY_MIN: Duration = Duration::from_millis(500);
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
-
-pub(crate) async fn run(gateway: &Gateway, args: EventsArgs, output: &mut Output) -> Outcome {
-    let mut stream = Resumable {
-        start: args.from.clone(),
-        ended: false,
-        heard: false,
-    };
-    let mut retry_delay = RETRY_DELAY_MIN;
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
-    loop {
-        let end = tokio::select! {
-            end = stream.follow(gateway, &args, output) => end?,
-            _ = &mut interrupted => {
-                note(&stream.farewell());
-                return Ok(Verdict::Done);
-            }
-        };
-        if stream.heard {
-            retry_delay = RETRY_DELAY_MIN;
-        }
-        let wait = match end {
-            End::Complete => {
-                if args.no_follow && matches!(stream.start, Start::Cursor(_)) {
-                    note(&stream.farewell());
-                }
-                return Ok(Verdict::Done);
-            }
-            End::Drained(after) => after.max(RETRY_DELAY_MIN),
-            End::Lost(status) => {
-                // The first call shows what is wrong with the request, or that
-                // nobody is there; only a stream that ran is worth waiting for.
-                if !is_passing(&status) || (!stream.heard && !stream.ended) {
-                    return Err(gateway.failure(status));
-                }
-                let wait = retry_delay;
-                retry_delay = (retry_delay * 2).min(RETRY_DELAY_MAX);
-                note(&format!(
-                    "ovfleet: lost the stream ({}); resuming in {:.1} s",
-                    crate::text::escape(status.message()),
-                    wait.as_secs_f32()
-                ));
-                if matches!(stream.start, Start::Now) {
-                    note("ovfleet: no cursor came yet: what happens until then is not shown");
-                }
-                wait
-            }
-        };
-        stream.ended = true;
-        stream.heard = false;
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            _ = &mut interrupted => {
-                note(&stream.farewell());
-                return Ok(Verdict::Done);
-            }
-        }
-    }
-}
-
-/// A stream that goes on where the last connection stopped.
-struct Resumable {
-    /// From where the next connection starts: behind what was shown.
-    start: Start,
-    /// A connection served us before.
-    ended: bool,
-    /// The present connection sent something.
-    heard: bool,
-}
 
 /// How one connection's stream ended.
 enum End {
@@ -98,19 +26,81 @@ enum End {
     Lost(Status),
 }
 
-impl Resumable {
+/// Waits between attempts to get the stream back.
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(500);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
+
+pub(crate) async fn run(gateway: &Gateway, args: EventsArgs, output: &mut Output) -> Outcome {
+    let mut stream = EventStream::new(args);
+    let outcome = tokio::select! {
+        outcome = stream.run(gateway, output) => outcome?,
+        _ = tokio::signal::ctrl_c() => Verdict::Done,
+    };
+    note(&stream.farewell());
+    Ok(outcome)
+}
+
+/// A stream that goes on where the last connection stopped.
+pub(crate) struct EventStream {
+    args: EventsArgs,
+    /// From where the next connection starts: behind what was shown.
+    start: Start,
+}
+
+impl EventStream {
+    pub(crate) fn new(args: EventsArgs) -> Self {
+        let start = args.from.clone();
+        Self { args, start }
+    }
+
+    /// Shows events until the stream is complete, over as many connections as
+    /// it takes. May be dropped at any time: what was shown is behind `start`.
+    pub(crate) async fn run(&mut self, gateway: &Gateway, output: &mut Output) -> Outcome {
+        let mut retry_delay = RETRY_DELAY_MIN;
+        let mut served_before = false;
+        loop {
+            let mut heard = false;
+            let end = self.follow(gateway, output, &mut heard).await?;
+            if heard {
+                retry_delay = RETRY_DELAY_MIN;
+            }
+            served_before |= heard;
+            let wait = match end {
+                End::Complete => return Ok(Verdict::Done),
+                End::Drained(after) => after.max(RETRY_DELAY_MIN),
+                End::Lost(status) => {
+                    // A first call that fails shows what is wrong with the
+                    // request; only a stream that ran is worth waiting for.
+                    if !served_before || !is_passing(&status) {
+                        return Err(gateway.failure(status));
+                    }
+                    let wait = retry_delay;
+                    retry_delay = (retry_delay * 2).min(RETRY_DELAY_MAX);
+                    note(&format!(
+                        "ovfleet: lost the stream ({}); resuming in {:.1} s",
+                        escape(status.message()),
+                        wait.as_secs_f32()
+                    ));
+                    wait
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One connection's part of the stream; `heard` when it sent anything.
     async fn follow(
         &mut self,
         gateway: &Gateway,
-        args: &EventsArgs,
         output: &mut Output,
+        heard: &mut bool,
     ) -> Result<End, Failure> {
         let request = StreamEventsRequest {
             start: Some((&self.start).into()),
-            follow: Some(!args.no_follow),
-            selector: Some(args.instances.selector()),
-            filter: Some(args.filter.filter()),
-            kinds: args.kind.clone(),
+            follow: Some(!self.args.no_follow),
+            selector: Some(self.args.instances.selector()),
+            filter: Some(self.args.filter.filter()),
+            kinds: self.args.kind.clone(),
             on_gap: 0,
         };
         let mut frames = match gateway.events().stream_events(request).await {
@@ -120,13 +110,13 @@ impl Resumable {
         loop {
             match frames.message().await {
                 Ok(Some(frame)) => {
-                    self.heard = true;
-                    show(&frame, args.wide, output)?;
+                    *heard = true;
+                    show(&frame, self.args.wide, output)?;
                     if let Some(after) = self.advance(frame) {
                         return Ok(End::Drained(after));
                     }
                 }
-                Ok(None) if args.no_follow => return Ok(End::Complete),
+                Ok(None) if self.args.no_follow => return Ok(End::Complete),
                 // A stream that follows has no end of its own.
                 Ok(None) => return Ok(End::Drained(RETRY_DELAY_MIN)),
                 Err(status) => return Ok(End::Lost(status)),

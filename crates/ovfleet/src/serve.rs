@@ -1,0 +1,105 @@
+//! `serve` and `check-config`: the gateway as a process.
+
+use std::{future::pending, time::Duration};
+
+use anyhow::Context as _;
+use ovfleet_gateway::{Config, ConfigErrors, Gateway, LogBroadcast};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use crate::{
+    args::{CheckConfigArgs, ServeArgs},
+    failure::{Failure, Outcome, Verdict},
+    logging,
+    output::note,
+    privileges,
+};
+
+/// How long callers may take to leave when the gateway is told to end.
+pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// After that long the process ends whatever still hangs.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
+
+/// Runs the gateway until it is told to end.
+///
+/// To be called before the process has a second thread: it may become another
+/// user.
+pub(crate) fn run(args: &ServeArgs) -> Outcome {
+    privileges::become_user(args.user.as_deref(), args.group.as_deref())?;
+    let broadcast = logging::start(args)?;
+    let open_files_max = privileges::raise_open_files()?;
+    let config = Config::load(&args.config).map_err(|errors| mistakes(&errors))?;
+    info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.name, open_files_max, "starting");
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(config, broadcast, args.idle_exit))
+}
+
+async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Option<u64>) -> Outcome {
+    let mut gateway = Gateway::start(config)
+        .await
+        .context("cannot start the gateway")?;
+    if let Some(broadcast) = broadcast {
+        gateway.broadcast(broadcast);
+    }
+    let addresses = gateway.addresses();
+    for address in addresses.grpc.iter().chain(&addresses.http) {
+        info!(%address, "listening");
+    }
+    let idle = gateway.idle_watch();
+    let idle = async {
+        match idle_exit {
+            Some(minutes) => idle.wait(Duration::from_secs(minutes * 60)).await,
+            None => pending().await,
+        }
+    };
+    let end = tokio::select! {
+        outcome = told_to_end() => outcome,
+        failed = gateway.wait() => Err(anyhow::Error::from(failed).into()),
+        () = idle => Ok(Verdict::Done),
+    };
+    if tokio::time::timeout(SHUTDOWN_MAX, gateway.shutdown(SHUTDOWN_GRACE))
+        .await
+        .is_err()
+    {
+        return Err(Failure::Failed(
+            "the gateway did not end in time: cut".to_owned(),
+        ));
+    }
+    end
+}
+
+/// Returns when the process is asked to end: SIGTERM, or Ctrl-C.
+pub(crate) async fn told_to_end() -> Outcome {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let (mut terminate, mut interrupt) = (
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::interrupt())?,
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(Verdict::Done)
+}
+
+/// Says everything that is wrong with a configuration.
+pub(crate) fn check_config(args: &CheckConfigArgs) -> Outcome {
+    let config = Config::check(&args.file).map_err(|errors| mistakes(&errors))?;
+    note(&format!(
+        "{}: no mistakes; {} instances and {} sources of more",
+        args.file.display(),
+        config.instances.len(),
+        config.discover.len()
+    ));
+    Ok(Verdict::Done)
+}
+
+fn mistakes(errors: &ConfigErrors) -> Failure {
+    match errors.as_slice() {
+        [only] => Failure::Failed(only.to_string()),
+        many => Failure::Failed(format!("{} mistakes\n{errors}", many.len())),
+    }
+}
