@@ -76,7 +76,7 @@ struct Body {
     #[prost(uint64, tag = "4")]
     sequence: u64,
     #[prost(uint64, tag = "5")]
-    time_unix_us: u64,
+    time_unix_ns: u64,
 }
 
 /// A digest of everything in a request that must stay the same from page to
@@ -100,7 +100,7 @@ pub(crate) fn write(sealer: &Sealer, query: Vec<u8>, continuation: Continuation)
             after: continuation.after,
             run: continuation.as_of.position.run.0,
             sequence: continuation.as_of.position.sequence,
-            time_unix_us: u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX),
+            time_unix_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
         },
     )
 }
@@ -130,7 +130,7 @@ pub(crate) fn read(
                 run: RunId(body.run),
                 sequence: body.sequence,
             },
-            time: SystemTime::UNIX_EPOCH + Duration::from_micros(body.time_unix_us),
+            time: SystemTime::UNIX_EPOCH + Duration::from_nanos(body.time_unix_ns),
         },
     }))
 }
@@ -263,7 +263,7 @@ mod tests {
                     run: RunId(1),
                     sequence: 2,
                 },
-                time: SystemTime::UNIX_EPOCH + Duration::from_micros(3),
+                time: SystemTime::UNIX_EPOCH + Duration::new(1, 3),
             },
         };
         let token = write(&sealer, b"query".to_vec(), continuation.clone());
