@@ -534,29 +534,45 @@ fn arguments_that_openvpn_would_misread_are_refused() {
     }
 }
 
+/// What the body reads before the arguments: the lines before, three numbers, a port, the choice of the command.
+const ENCODER_HEADER_BYTES: usize = 1 + 3 * 9 + 2 + 1;
+
 /// Bytes as a certificate's names have them, and as an attacker would like them to be.
-fn awkward_bytes() -> impl Strategy<Value = Vec<u8>> {
+fn argument() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => any::<u8>().prop_map(|byte| vec![byte]),
         4 => prop::sample::select(&b"\"\\' \t#;:,=END|\xc3\xa9\xff"[..]).prop_map(|byte| vec![byte]),
         2 => (1..300usize).prop_map(|length| vec![b'x'; length]),
         1 => (1..300usize).prop_map(|length| vec![b'"'; length]),
-        1 => Just(b"|END|".to_vec()),
-        1 => Just(b"END".to_vec()),
+        1 => (700..1_100usize).prop_map(|length| vec![b'x'; length]),
+        2 => Just(b"|END|".to_vec()),
     ];
-    prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+    prop_oneof![
+        3 => prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat()),
+        // As long as a parameter may be, and twice that when it is escaped.
+        1 => (236..260usize).prop_map(|length| vec![b'"'; length]),
+        // Two long lines of a block.
+        1 => (680..1_020usize).prop_map(|length| vec![b'x'; length]),
+    ]
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
     /// An argument must reach OpenVPN as it is or not at all: anything else kills the wrong client.
     #[test]
     fn openvpn_reads_exactly_the_arguments_meant(
-        header in prop::collection::vec(any::<u8>(), 25),
-        lengths in any::<[u8; 2]>(),
-        arguments in awkward_bytes(),
+        header in prop::collection::vec(any::<u8>(), ENCODER_HEADER_BYTES),
+        arguments in [argument(), argument()],
     ) {
-        let (first, second) = arguments.split_at(arguments.len().min(usize::from(lengths[0]) * 4));
-        fuzzing::encoder(&[&header[..], &[lengths[0]], first, &[lengths[1]], second].concat());
+        let mut input = header;
+        for argument in &arguments {
+            // The body takes four times the length byte.
+            let quarter = argument.len().min(1_020) / 4;
+            input.push(u8::try_from(quarter).unwrap());
+            input.extend(&argument[..4 * quarter]);
+        }
+        fuzzing::encoder(&input);
     }
 
     /// No bytes of a daemon may panic us or mean something else when they are cut elsewhere.

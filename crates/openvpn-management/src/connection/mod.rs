@@ -402,19 +402,14 @@ impl Connection {
         if !expected || !PROMPT.starts_with(&self.partial) {
             return false;
         }
-        let missing = &PROMPT[self.partial.len()..];
-        if let Some(rest) = bytes.strip_prefix(missing) {
-            *bytes = rest;
-            self.partial.clear();
-            self.handle_prompt();
-            true
-        } else if missing.starts_with(bytes) {
-            self.partial.extend_from_slice(bytes);
-            *bytes = &[];
-            true
-        } else {
-            false
-        }
+        // One that is cut waits in `partial` like any line.
+        let Some(rest) = bytes.strip_prefix(&PROMPT[self.partial.len()..]) else {
+            return false;
+        };
+        *bytes = rest;
+        self.partial.clear();
+        self.handle_prompt();
+        true
     }
 
     fn handle_prompt(&mut self) {
