@@ -25,10 +25,10 @@ mod text;
 
 pub use command::{
     AuthRetry, Command, EncodeError, HistoryDepth, HistoryRequest, HoldRequest, KillMessage,
-    NeedOkAnswer, PendingAuthForm, ProxyAnswer, RemoteAnswer, RemoteEntryRange, Signal,
-    StatusFormat,
+    NeedOkAnswer, PendingAuthForm, ProxyAnswer, RawCommand, RawCommandError, RemoteAnswer,
+    RemoteEntryRange, Signal, StatusFormat,
 };
-pub use connection::{CommandId, Connection, Output, SendError, Violation};
+pub use connection::{CommandId, Connection, LinesTold, Output, SendError, Violation, is_question};
 pub use env::Env;
 pub use limits::Limits;
 pub use notification::{
@@ -38,6 +38,6 @@ pub use record::{
     DaemonState, EchoRecord, History, LoadStats, LogFlags, LogRecord, Pkcs11Entry, RemoteEntry,
     StateRecord, Version,
 };
-pub use reply::{Rejected, Reply, ReplyForm};
+pub use reply::{RawReply, Rejected, Reply, ReplyForm};
 pub use status::{ClientRow, ClientStatistics, Quarantine, RouteRow, StatusParser, StatusSnapshot};
 pub use text::{Cid, Kid, Secret, Text};

@@ -71,6 +71,33 @@ pub enum Reply {
     Pkcs11IdCount(u32),
     /// `pkcs11-id-get`.
     Pkcs11Id(Pkcs11Entry),
+    /// A raw command, whatever the daemon said to it: refusals too.
+    Raw(RawReply),
+}
+
+/// A reply as it came over the wire.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RawReply {
+    /// Its lines, each with CR and LF behind it. Empty where the daemon says nothing.
+    pub text: Text,
+    /// Whether lines at the end were dropped, because there were too many.
+    pub truncated: bool,
+}
+
+impl RawReply {
+    /// The lines, without line ends.
+    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        let lines = self.text.as_bytes().split(|byte| *byte == b'\n');
+        let ended = self
+            .text
+            .as_bytes()
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        lines
+            .take(ended)
+            .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+    }
 }
 
 /// The daemon's refusal.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use openvpn_management::{
     AuthRetry, Cid, Command, CommandId, Connection, EncodeError, HistoryDepth, HistoryRequest,
-    Limits, Notification, Output, Reply, Secret, SendError, StatusFormat, Violation,
+    Limits, LinesTold, Notification, Output, RawCommand, Reply, Secret, SendError, StatusFormat,
+    Violation,
 };
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -540,4 +541,108 @@ fn command_that_cannot_be_encoded_is_not_in_flight() {
 fn idle_connection_is_small() {
     assert!(size_of::<Connection>() < 512, "{}", size_of::<Connection>());
     assert!(size_of::<Output>() <= 320, "{}", size_of::<Output>());
+}
+
+fn raw(line: &str) -> Command {
+    Command::Raw(RawCommand::parse(line.as_bytes()).unwrap())
+}
+
+const SENTINEL: &str = "SUCCESS: nclients=0,bytesin=0,bytesout=0\r\n";
+
+/// A tool that asked through us must read what the daemon wrote, byte for byte, and where its answer ends.
+#[test]
+fn a_raw_reply_is_what_the_daemon_wrote() {
+    let cases = [
+        (
+            "version",
+            "OpenVPN Version: x\r\nManagement Version: 5\r\nEND\r\n",
+        ),
+        (
+            "status 2",
+            "TITLE,x\r\nCLIENT_LIST,END,1\r\nSUCCESS: pid=1\r\nEND\r\n",
+        ),
+        (
+            "auth-retry bogus",
+            "--auth-retry method must be\r\nERROR: bad auth-retry parameter\r\n",
+        ),
+        ("pkcs11-id-count", ">PKCS11ID-COUNT:0\r\n"),
+        ("kill x", "ERROR: common name 'x' not found\r\n"),
+        ("version 4", ""),
+    ];
+    for (line, reply) in cases {
+        let mut lab = Lab::greeted();
+        let answer = lab.ask(&raw(line), format!("{reply}{SENTINEL}").as_bytes());
+        let Output::Reply {
+            result: Ok(Reply::Raw(found)),
+            late: false,
+            ..
+        } = answer
+        else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(found.text.to_str(), Some(reply));
+        assert_eq!(found.lines().count(), reply.lines().count());
+    }
+}
+
+/// The answer that comes late is still the raw command's own, and the next command gets its own.
+#[test]
+fn a_late_raw_reply_is_its_own() {
+    let mut lab = Lab::greeted();
+    let id = lab.send(&raw("kill x"), "kill x\nload-stats\n");
+    assert_eq!(lab.wait(), [Output::Unanswered { id }]);
+    assert_eq!(lab.written(), "pid\n");
+    let outputs = lab.hear(format!("ERROR: no\r\n{SENTINEL}SUCCESS: pid=7\r\n").as_bytes());
+    assert!(
+        matches!(
+            &outputs[..],
+            [
+                Output::Reply {
+                    result: Ok(Reply::Raw(_)),
+                    late: true,
+                    ..
+                },
+                Output::Responsive
+            ]
+        ),
+        "{outputs:?}"
+    );
+}
+
+/// Tools must see a daemon's lines in the order and spelling of the wire, around the answers of others.
+#[test]
+fn lines_are_told_as_they_come() {
+    let lines = |outputs: Vec<Output>| -> Vec<String> {
+        let told = |output| match output {
+            Output::Line(line) => Some(line.to_string_lossy().into_owned()),
+            Output::Reply { .. } => Some("reply".to_owned()),
+            _ => None,
+        };
+        outputs.into_iter().filter_map(told).collect()
+    };
+    let wire = ">STATE:1,CONNECTED,,,,\r\n>HOLD:Waiting for hold release:0\r\nSUCCESS: pid=1\r\n>CLIENT:ESTABLISHED,0\r\n\
+                >CLIENT:ENV,a=b\r\n>CLIENT:ENV,END\r\n>WHAT:ever\r\n";
+    let told = |which| {
+        let mut lab = Lab::greeted();
+        lab.connection.tell_lines(which);
+        lab.send(&Command::Pid, "pid\n");
+        lines(lab.hear(wire.as_bytes()))
+    };
+    assert_eq!(told(LinesTold::None), ["reply"]);
+    assert_eq!(
+        told(LinesTold::Questions),
+        [">HOLD:Waiting for hold release:0", "reply"]
+    );
+    assert_eq!(
+        told(LinesTold::All),
+        [
+            ">STATE:1,CONNECTED,,,,",
+            ">HOLD:Waiting for hold release:0",
+            "reply",
+            ">CLIENT:ESTABLISHED,0",
+            ">CLIENT:ENV,a=b",
+            ">CLIENT:ENV,END",
+            ">WHAT:ever"
+        ]
+    );
 }

@@ -6,7 +6,7 @@ use bytes::{BufMut as _, BytesMut};
 
 use super::{
     AuthRetry, Command, HistoryDepth, HistoryRequest, HoldRequest, KillMessage, NeedOkAnswer,
-    PendingAuthForm, ProxyAnswer, RemoteAnswer, RemoteEntryRange, StatusFormat,
+    PendingAuthForm, ProxyAnswer, RawCommand, RemoteAnswer, RemoteEntryRange, StatusFormat,
 };
 use crate::text::{Cid, Kid, Secret, Text};
 
@@ -129,6 +129,7 @@ impl Command {
             Self::Test(_) => "test",
             Self::Verb(_) => "verb",
             Self::Version | Self::VersionSet(_) => "version",
+            Self::Raw(_) => "raw",
         }
     }
 
@@ -140,7 +141,10 @@ impl Command {
     /// See [`EncodeError`]; `out` is as it was before then.
     pub fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
         let start = out.len();
-        let result = self.encode_into(&mut LineWriter::start(out, self.name()));
+        let result = match self {
+            Self::Raw(command) => encode_raw(command, out),
+            _ => self.encode_into(&mut LineWriter::start(out, self.name())),
+        };
         if result.is_err() {
             out.truncate(start);
         }
@@ -315,6 +319,8 @@ impl Command {
                     line.word(port);
                 }
             },
+            // Has no name of its own to begin with.
+            Self::Raw(_) => {}
             Self::RemoteEntryGet(range) => match range {
                 RemoteEntryRange::All => line.word("all"),
                 RemoteEntryRange::One(index) => line.number("index", *index, INT_MAX)?,
@@ -404,14 +410,8 @@ impl<'a> LineWriter<'a> {
                 max: PARAMETER_BYTES_MAX,
             });
         }
-        self.out.put_slice(b" \"");
-        for byte in value {
-            if matches!(byte, b'"' | b'\\') {
-                self.out.put_u8(b'\\');
-            }
-            self.out.put_u8(*byte);
-        }
-        self.out.put_u8(b'"');
+        self.out.put_u8(b' ');
+        put_quoted(value, self.out);
         Ok(())
     }
 
@@ -458,6 +458,34 @@ impl<'a> LineWriter<'a> {
     }
 }
 
+fn put_quoted(value: &[u8], out: &mut BytesMut) {
+    out.put_u8(b'"');
+    for byte in value {
+        if matches!(byte, b'"' | b'\\') {
+            out.put_u8(b'\\');
+        }
+        out.put_u8(*byte);
+    }
+    out.put_u8(b'"');
+}
+
+/// Appends a command of somebody else's; its parameters were checked when it was made. Plain words stay plain.
+fn encode_raw(command: &RawCommand, out: &mut BytesMut) -> Result<(), EncodeError> {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.,:/=+".contains(byte);
+    let mut line = LineWriter::start(out, "");
+    for (index, parameter) in command.parameters().enumerate() {
+        if index > 0 {
+            line.out.put_u8(b' ');
+        }
+        if !parameter.is_empty() && parameter.iter().all(is_plain) {
+            line.out.put_slice(parameter);
+        } else {
+            put_quoted(parameter, line.out);
+        }
+    }
+    line.end()
+}
+
 /// Appends a management password: one line, not lexed by OpenVPN, so neither quoted nor escaped.
 pub(crate) fn encode_password(password: &Secret, out: &mut BytesMut) -> Result<(), EncodeError> {
     let (parameter, bytes) = ("password", password.expose());
@@ -475,7 +503,10 @@ pub(crate) fn encode_password(password: &Secret, out: &mut BytesMut) -> Result<(
 }
 
 /// OpenVPN deletes these bytes before it looks at a line, and ends the line at LF.
-fn refuse_control_bytes(parameter: &'static str, value: &[u8]) -> Result<(), EncodeError> {
+pub(super) fn refuse_control_bytes(
+    parameter: &'static str,
+    value: &[u8],
+) -> Result<(), EncodeError> {
     match value.iter().find(|byte| byte.is_ascii_control()) {
         Some(byte) => Err(EncodeError::ControlByte {
             parameter,

@@ -1,6 +1,7 @@
 //! What we ask a daemon: every command of OpenVPN 2.3 to 2.7 as a value.
 
 mod encode;
+mod raw;
 
 use std::num::NonZeroU32;
 
@@ -9,6 +10,7 @@ pub use self::encode::{
     BLOCK_LINE_BYTES_MAX, BLOCK_LINES_MAX, EncodeError, LINE_BYTES_SENT_MAX, PARAMETER_BYTES_MAX,
     PASSWORD_BLOCK_BYTES_MAX,
 };
+pub use self::raw::{RawCommand, RawCommandError};
 use crate::text::{Cid, Kid, Secret, Text};
 
 /// One command. [`encode`](Self::encode) is the only way onto the wire.
@@ -195,6 +197,8 @@ pub enum Command {
     Version,
     /// `version N`: what we are. OpenVPN 2.4 answers like `version`, 2.5 to 2.7.0 not at all.
     VersionSet(u32),
+    /// A line as somebody typed it, answered by a [`RawReply`](crate::RawReply).
+    Raw(RawCommand),
 }
 
 /// What a client does after AUTH_FAILED.

@@ -48,6 +48,9 @@ pub enum Output {
     },
     /// The daemon says something unasked.
     Notification(Notification),
+    /// A line that starts with `>`, as it came and without its line end, before what it means is said. Only where
+    /// [`Connection::tell_lines`] asks for them; the greeting and answers are none of them.
+    Line(Text),
     /// A command is answered.
     Reply {
         /// Which.
@@ -141,6 +144,20 @@ pub struct Connection {
     next_id: u64,
     outputs: VecDeque<Output>,
     transmit: BytesMut,
+    /// Which lines that start with `>` are told as they come.
+    lines_told: LinesTold,
+}
+
+/// Which lines that start with `>` a [`Connection`] tells as they come, besides what they mean.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LinesTold {
+    /// None.
+    #[default]
+    None,
+    /// Those that ask something: hold, passwords, signatures and the like.
+    Questions,
+    /// Every one.
+    All,
 }
 
 /// ```text
@@ -180,14 +197,14 @@ struct Flight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fence {
     LoadStats,
-    /// Where `load-stats` itself is owed.
+    /// Where the answer to a `load-stats` is owed itself.
     Pid,
 }
 
 impl Fence {
     fn behind(expectation: Expectation) -> Self {
         match expectation {
-            Expectation::Value(ValueKind::LoadStats) => Self::Pid,
+            Expectation::Value(ValueKind::LoadStats) | Expectation::Raw => Self::Pid,
             _ => Self::LoadStats,
         }
     }
@@ -225,7 +242,13 @@ impl Connection {
             next_id: 0,
             outputs: VecDeque::new(),
             transmit: BytesMut::new(),
+            lines_told: LinesTold::None,
         }
+    }
+
+    /// Which lines of the daemon's are told as they come, from the next one on.
+    pub fn tell_lines(&mut self, which: LinesTold) {
+        self.lines_told = which;
     }
 
     /// Takes bytes read from the daemon, cut anywhere.
@@ -327,8 +350,12 @@ impl Connection {
                 });
             }
             expectation => {
-                if let Expectation::Sentinel(_) = expectation {
-                    self.transmit.extend_from_slice(Fence::Pid.line());
+                match expectation {
+                    Expectation::Sentinel(_) => {
+                        self.transmit.extend_from_slice(Fence::Pid.line());
+                    }
+                    Expectation::Raw => self.transmit.extend_from_slice(Fence::LoadStats.line()),
+                    _ => {}
                 }
                 // A deadline beyond what an Instant holds is none.
                 let deadline = now.checked_add(deadline);
@@ -499,6 +526,7 @@ impl Connection {
         }
         match notification::parse(line) {
             Parsed::EnvBlock(header) => {
+                self.tell_line(line);
                 // A header inside a block: its END was lost, as when OpenVPN cuts an over-long line. What came is given.
                 self.finish_env_block();
                 self.env_block = Some(Box::new(EnvBlock {
@@ -507,13 +535,21 @@ impl Connection {
                 }));
             }
             Parsed::Complete(notification) => {
+                if let Some(flight) = &mut self.flight
+                    && flight.reader.take_notification(&notification, line)
+                {
+                    return;
+                }
                 let answer = self
                     .flight
                     .as_ref()
                     .and_then(|flight| flight.reader.answer_in(&notification));
                 match answer {
                     Some(reply) => self.finish_flight(Ok(reply)),
-                    None => self.outputs.push_back(Output::Notification(notification)),
+                    None => {
+                        self.tell_line(line);
+                        self.outputs.push_back(Output::Notification(notification));
+                    }
                 }
             }
         }
@@ -527,6 +563,9 @@ impl Connection {
         let Some(entry) = line.strip_prefix(block.header.env_prefix()) else {
             return false;
         };
+        if self.lines_told == LinesTold::All {
+            self.outputs.push_back(Output::Line(told(line)));
+        }
         if entry == b"END" {
             self.finish_env_block();
         } else if block
@@ -547,6 +586,17 @@ impl Connection {
         true
     }
 
+    fn tell_line(&mut self, line: &[u8]) {
+        let is_told = match self.lines_told {
+            LinesTold::None => false,
+            LinesTold::Questions => is_question(line),
+            LinesTold::All => true,
+        };
+        if is_told {
+            self.outputs.push_back(Output::Line(told(line)));
+        }
+    }
+
     fn finish_env_block(&mut self) {
         if let Some(block) = self.env_block.take() {
             let notification = block.header.with_env(block.env.build());
@@ -560,6 +610,28 @@ impl Connection {
         self.env_block = None;
         self.outputs.push_back(Output::Violation(violation));
     }
+}
+
+/// A line again as it came.
+fn told(line: &[u8]) -> Text {
+    [b">", line].concat().into()
+}
+
+/// Whether this line, without its `>`, is one that OpenVPN repeats to the next manager until it is answered.
+#[must_use]
+pub fn is_question(line: &[u8]) -> bool {
+    const QUESTIONS: [&[u8]; 9] = [
+        b"HOLD:",
+        b"PASSWORD:Need ",
+        b"NEED-OK:",
+        b"NEED-STR:",
+        b"NEED-CERTIFICATE:",
+        b"PK_SIGN:",
+        b"RSA_SIGN:",
+        b"REMOTE:",
+        b"PROXY:",
+    ];
+    QUESTIONS.iter().any(|question| line.starts_with(question))
 }
 
 /// The number in `OpenVPN Management Interface Version 5 -- type 'help' for more info`.

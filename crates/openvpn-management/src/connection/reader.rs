@@ -4,7 +4,7 @@ use crate::command::{Command, HistoryRequest, HoldRequest};
 use crate::limits::Limits;
 use crate::notification::Notification;
 use crate::record::{EchoRecord, History, LoadStats, LogRecord, RemoteEntry, StateRecord, Version};
-use crate::reply::{Rejected, Reply, ReplyForm};
+use crate::reply::{RawReply, Rejected, Reply, ReplyForm};
 use crate::status::StatusParser;
 use crate::text::{Text, parse_u32, parse_u64};
 
@@ -28,6 +28,8 @@ pub(crate) enum Expectation {
     Pkcs11Count,
     Pkcs11Entry,
     Sentinel(SentinelKind),
+    /// Whatever comes before the answer to the `load-stats` that is sent behind it.
+    Raw,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +146,7 @@ impl Command {
             Self::Pkcs11IdGet(_) => Expectation::Pkcs11Entry,
             Self::VersionSet(_) => Expectation::Sentinel(SentinelKind::VersionSet),
             Self::Net => Expectation::Sentinel(SentinelKind::Net),
+            Self::Raw(_) => Expectation::Raw,
         }
     }
 
@@ -166,7 +169,7 @@ impl Command {
             | Expectation::Status => ReplyForm::Block,
             Expectation::Count(lines) => ReplyForm::Count(lines),
             Expectation::Pkcs11Count | Expectation::Pkcs11Entry => ReplyForm::Notification,
-            Expectation::Sentinel(_) => ReplyForm::UpToSentinel,
+            Expectation::Sentinel(_) | Expectation::Raw => ReplyForm::UpToSentinel,
         }
     }
 }
@@ -205,6 +208,7 @@ enum Body {
     Echo(History<EchoRecord>),
     RemoteEntries(History<RemoteEntry>),
     Status(Box<StatusParser>),
+    Raw { text: Vec<u8>, truncated: bool },
 }
 
 impl ReplyReader {
@@ -226,6 +230,10 @@ impl ReplyReader {
                 ..
             } => Body::RemoteEntries(History::default()),
             Expectation::Status => Body::Status(Box::new(StatusParser::new(limits))),
+            Expectation::Raw => Body::Raw {
+                text: Vec::new(),
+                truncated: false,
+            },
             _ => Body::Text(History::default()),
         };
         Self {
@@ -288,7 +296,29 @@ impl ReplyReader {
                     Progress::Taken
                 }
             }
+            Expectation::Raw => {
+                let is_sentinel = line.strip_prefix(b"SUCCESS: ").and_then(LoadStats::parse);
+                if is_sentinel.is_some() {
+                    Progress::Complete(Ok(self.finish_block()))
+                } else {
+                    self.keep_row(line);
+                    Progress::Taken
+                }
+            }
         }
+    }
+
+    /// Takes a line that starts with `>` if it is part of a raw answer: what PKCS#11 commands are answered with.
+    pub(crate) fn take_notification(&mut self, notification: &Notification, line: &[u8]) -> bool {
+        let is_answer = matches!(
+            notification,
+            Notification::Pkcs11IdCount(_) | Notification::Pkcs11IdEntry(_)
+        );
+        if is_answer && self.expectation == Expectation::Raw {
+            self.keep_row(&[b">", line].concat());
+            return true;
+        }
+        false
     }
 
     /// The answer that this notification is, if it is one.
@@ -375,6 +405,15 @@ impl ReplyReader {
             parser.handle_line(line);
             return true;
         }
+        if let Body::Raw { text, truncated } = &mut self.body {
+            // As much as a snapshot may have: it may be one.
+            *truncated |= text.len() + line.len() > self.limits.status_bytes_max;
+            if !*truncated {
+                text.extend_from_slice(line);
+                text.extend_from_slice(b"\r\n");
+            }
+            return true;
+        }
         self.body_bytes += line.len();
         let room = self.body_bytes <= self.limits.history_bytes_max;
         let lines_max = if room {
@@ -390,7 +429,7 @@ impl ReplyReader {
             Body::RemoteEntries(rows) => {
                 push_row(rows, lines_max, || RemoteEntry::parse(&line.into()))
             }
-            Body::Status(_) => true,
+            Body::Status(_) | Body::Raw { .. } => true,
         }
     }
 
@@ -401,6 +440,10 @@ impl ReplyReader {
             Body::Echo(rows) => Reply::Echo(rows),
             Body::RemoteEntries(rows) => Reply::RemoteEntries(rows),
             Body::Status(parser) => Reply::Status(Box::new(parser.finish())),
+            Body::Raw { text, truncated } => Reply::Raw(RawReply {
+                text: text.into(),
+                truncated,
+            }),
             Body::Text(rows) => {
                 let typed = match self.expectation {
                     Expectation::Rows {

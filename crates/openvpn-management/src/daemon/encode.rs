@@ -271,6 +271,7 @@ pub fn write_reply(reply: &Result<Reply, Rejected>, out: &mut Vec<u8>) {
     };
     match reply {
         Reply::None => {}
+        Reply::Raw(reply) => out.extend_from_slice(reply.text.as_bytes()),
         Reply::Success(text) => {
             for text in text.as_bytes().split(|byte| *byte == b'\n') {
                 write_success(text, out);
