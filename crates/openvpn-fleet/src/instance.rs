@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
-use openvpn_session::{Answer, Call, CallError, Moment, NotSent, SessionHandle};
+use openvpn_session::{
+    Answer, Call, CallError, Listener, Moment, NotSent, Reception, SessionHandle,
+};
 use tokio::sync::Notify;
 
 use crate::name::{GatewayName, InstanceName, InstanceUid, Labels};
@@ -122,6 +124,12 @@ impl Instance {
         deadline: Instant,
     ) -> Result<Moment, CallError> {
         self.handle()?.refresh(not_before, deadline).await
+    }
+
+    /// Hears what the daemon says from now on, in its own words; `None` while no session is greeted.
+    #[must_use]
+    pub fn listen(&self) -> Option<(Reception, Listener)> {
+        self.handle().ok()?.tap().listen()
     }
 
     /// Tries to connect again at once.

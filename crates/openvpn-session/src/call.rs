@@ -76,6 +76,8 @@ pub struct Answer {
     pub reply: Reply,
     /// When the command was handed to the socket.
     pub sent: SystemTime,
+    /// How many lines the [`Tap`](crate::Tap) had told when the answer was complete.
+    pub position: u64,
 }
 
 /// Why a call has no [`Answer`].

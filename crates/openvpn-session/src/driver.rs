@@ -140,6 +140,8 @@ impl<'a, O: Observer> Driver<'a, O> {
         bytes_max: usize,
     ) -> Result<bool, Ended> {
         let mut length = 0;
+        let lines_wanted = self.report.mailbox.tap.lines_wanted();
+        self.link.connection.tell_lines(lines_wanted);
         while length < bytes_max {
             let now = Moment::now();
             match receive(&mut self.link, now.monotonic) {
@@ -374,6 +376,7 @@ impl<'a, O: Observer> Driver<'a, O> {
         while let Some(output) = self.link.poll_output() {
             match output {
                 Output::Notification(notification) => self.handle_notification(notification, now),
+                Output::Line(line) => self.report.mailbox.tap.tell(&line),
                 Output::Reply { id, result, .. } => self.handle_answer(id, Some(result), now),
                 Output::Lost { id } => self.handle_answer(id, None, now),
                 Output::Unanswered { .. } => self.handle_unanswered(now),
@@ -455,10 +458,14 @@ impl<'a, O: Observer> Driver<'a, O> {
             Purpose::Status => self.handle_status(answer, sent, now),
             Purpose::Release => {
                 if let Some(Ok(_)) = answer {
+                    self.report.mailbox.tap.answered();
                     self.observe(Observation::Released, now);
                 }
             }
-            Purpose::Call(caller) => caller.settle(answer, sent.wall),
+            Purpose::Call(caller) => {
+                let position = self.report.mailbox.tap.position();
+                caller.settle(answer, sent.wall, position);
+            }
         }
     }
 
@@ -549,6 +556,7 @@ impl<'a, O: Observer> Driver<'a, O> {
             Ended::Broken(reason) => reason.clone(),
         };
         self.report.mailbox.forget_snapshot();
+        self.report.mailbox.tap.ended();
         // Asked for while there was a session, which needed none.
         self.report.mailbox.take_retry();
         if let Some(InFlight {
@@ -575,9 +583,13 @@ impl<'a, O: Observer> Driver<'a, O> {
 }
 
 impl Caller {
-    fn settle(self, answer: Option<Result<Reply, Rejected>>, sent: SystemTime) {
+    fn settle(self, answer: Option<Result<Reply, Rejected>>, sent: SystemTime, position: u64) {
         self.answer(match answer {
-            Some(Ok(reply)) => Ok(Answer { reply, sent }),
+            Some(Ok(reply)) => Ok(Answer {
+                reply,
+                sent,
+                position,
+            }),
             Some(Err(Rejected { text })) => Err(CallError::Rejected { text, sent }),
             None => Err(CallError::OutcomeUnknown {
                 sent,

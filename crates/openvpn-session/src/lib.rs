@@ -29,6 +29,7 @@ mod report;
 mod session;
 mod slot;
 mod socket_watch;
+mod tap;
 
 pub use address::{Address, AddressError};
 pub use call::{
@@ -40,3 +41,4 @@ pub use dial::{DIALS_PER_SECOND_MAX, DialPacer};
 pub use mailbox::{CONTROL_LANE_MAX, READ_LANE_MAX, REFRESH_WAITERS_MAX, SessionHandle};
 pub use observation::{Facts, Hint, Mode, Moment, Observation, Observer, Snapshot};
 pub use session::Session;
+pub use tap::{Heard, Interest, Listener, Reception, TAP_BYTES_MAX, Tap};

@@ -66,8 +66,10 @@ pub(crate) async fn login<O: Observer>(
                 }
                 Output::PasswordAccepted => {}
                 Output::Greeted {
-                    management_version, ..
+                    management_version,
+                    banner,
                 } => {
+                    report.mailbox.tap.greeted(banner);
                     link.settle();
                     return Ok(management_version);
                 }
@@ -77,6 +79,7 @@ pub(crate) async fn login<O: Observer>(
                 }
                 // None of these can come before the greeting; the daemon says nothing to strangers.
                 Output::Notification(_)
+                | Output::Line(_)
                 | Output::Reply { .. }
                 | Output::Unanswered { .. }
                 | Output::Lost { .. }

@@ -10,6 +10,7 @@ use tokio::time::timeout_at;
 use crate::call::{Answer, Call, CallError, CallerId, Lane, NotSent, OutcomeUnknown};
 use crate::condition::Condition;
 use crate::observation::Moment;
+use crate::tap::Tap;
 
 /// Most commands that change something waiting for one instance; further ones are refused ([`NotSent::LaneFull`]).
 pub const CONTROL_LANE_MAX: usize = 16;
@@ -85,6 +86,12 @@ impl SessionHandle {
         }
     }
 
+    /// What the daemon says, in its own words.
+    #[must_use]
+    pub fn tap(&self) -> &Arc<Tap> {
+        &self.mailbox.tap
+    }
+
     /// Tries again at once, whatever the session waits for between two attempts; nothing if it is connected.
     pub fn retry_now(&self) {
         self.mailbox.lock().retry = true;
@@ -123,6 +130,8 @@ pub(crate) struct Mailbox {
     state: Mutex<State>,
     /// Wakes the session when there is something new.
     pub(crate) wake: Notify,
+    /// What the daemon says, in its own words.
+    pub(crate) tap: Arc<Tap>,
 }
 
 #[derive(Debug)]
@@ -297,6 +306,7 @@ impl Mailbox {
 
     /// Like [`shut`](Self::shut), for good.
     pub(crate) fn close(&self) {
+        self.tap.ended();
         self.refuse_all(Standing::Closed, || NotSent::Closed);
     }
 

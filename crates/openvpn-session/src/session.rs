@@ -112,6 +112,9 @@ impl<O: Observer> Session<O> {
             ..Limits::default()
         };
         let mut link = Link::new(stream, limits);
+        // What the daemon asks may come in one read with its greeting.
+        link.connection
+            .tell_lines(self.report.mailbox.tap.lines_wanted());
         let greeted = login(&mut link, &self.config, &mut self.report, cancel).await;
         let (condition, reason, eagerness) = match greeted {
             Ok(management_version) => {
