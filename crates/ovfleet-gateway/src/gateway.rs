@@ -121,6 +121,8 @@ impl Gateway {
         let context = Arc::new(Context {
             fleet: fleet.clone(),
             cursors: Cursors::new(name.as_str(), &state.cursor_key),
+            // The rest is for what stands beside the rows.
+            rows_bytes_max: limits.response_size / 8 * 7,
             streams: Streams::new(limits.streams),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
