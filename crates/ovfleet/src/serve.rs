@@ -30,11 +30,14 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     let open_files_max = privileges::raise_open_files()?;
     let config = Config::load(&args.config).map_err(|errors| mistakes(&errors))?;
     info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.name, open_files_max, "starting");
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(serve(config, broadcast, args.idle_exit))
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(serve(config, broadcast, args.idle_exit));
+    // Dropped, it would wait for a file that hangs.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Option<u64>) -> Outcome {
