@@ -70,6 +70,9 @@ impl Fold<'_> {
         if let Some(half_open) = self.table.clients.get(client.cid) {
             // What killed it or is known to end it stays true.
             client.mark.clone_from(&half_open.mark);
+            if client.peer_info.is_empty() {
+                client.peer_info = half_open.peer_info.clone();
+            }
         }
         let counts_whole = match (client.connected_since, self.table.memory.counting_from) {
             (Some(since), Some(counting_from)) => since >= counting_from,

@@ -28,6 +28,9 @@ impl Fold<'_> {
         // A row that cannot be named cannot be shown either: before OpenVPN 2.4 there are no CIDs.
         status.quarantined_rows = shown.quarantined().count + without_cid;
         status.truncated = shown.is_truncated();
+        if status.daemon_version.is_empty() {
+            status.daemon_version = shown.title().clone();
+        }
         if let Some(time) = shown.time() {
             status.clock_offset = Some(time - unix_seconds(answered.wall));
         }
@@ -90,10 +93,7 @@ impl Fold<'_> {
             return;
         };
         if known.half_open && !row.is_half_open() && !is_waiting {
-            let mut client = self.client_of_row(cid, row, texts);
-            if let Some(known) = self.table.clients.get(cid) {
-                client.peer_info = known.peer_info.clone();
-            }
+            let client = self.client_of_row(cid, row, texts);
             self.establish(client, told);
             return;
         }
@@ -141,7 +141,7 @@ impl Fold<'_> {
             .collect();
         let last_complete = self.table.memory.complete_snapshot;
         for (cid, observed) in absent {
-            if observed >= asked {
+            if observed > asked {
                 self.hint(Hint::Poll);
                 continue;
             }
