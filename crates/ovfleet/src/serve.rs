@@ -41,6 +41,8 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
 }
 
 async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Option<u64>) -> Outcome {
+    // From before the first caller can see that we run.
+    let told_to_end = told_to_end();
     let mut gateway = Gateway::start(config)
         .await
         .context("cannot start the gateway")?;
@@ -59,7 +61,7 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Optio
         }
     };
     let end = tokio::select! {
-        outcome = told_to_end() => outcome,
+        outcome = told_to_end => outcome,
         failed = gateway.wait() => Err(anyhow::Error::from(failed).into()),
         () = idle => Ok(Verdict::Done),
     };
@@ -74,18 +76,23 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Optio
     end
 }
 
-/// Returns when the process is asked to end: SIGTERM, or Ctrl-C.
-pub(crate) async fn told_to_end() -> Outcome {
+/// Ends when the process is asked to: SIGTERM, or Ctrl-C. Listens from the call
+/// on, not only from the first poll: until then a signal would end the process
+/// on the spot.
+pub(crate) fn told_to_end() -> impl Future<Output = Outcome> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
-    let (mut terminate, mut interrupt) = (
-        listen(SignalKind::terminate())?,
-        listen(SignalKind::interrupt())?,
+    let (terminate, interrupt) = (
+        listen(SignalKind::terminate()),
+        listen(SignalKind::interrupt()),
     );
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    async {
+        let (mut terminate, mut interrupt) = (terminate?, interrupt?);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(Verdict::Done)
     }
-    Ok(Verdict::Done)
 }
 
 /// Says everything that is wrong with a configuration.
