@@ -109,10 +109,10 @@ impl Fold<'_> {
         self.table.note_removed(cid, reason);
         self.table.remove_routes(cid);
         let word = last_word.unwrap_or_default();
-        if let (Some(received), Some(sent)) = (word.bytes_received, word.bytes_sent) {
-            if let Some(more) = client.raise_bytes(received, sent) {
-                self.count_traffic(more);
-            }
+        if let (Some(received), Some(sent)) = (word.bytes_received, word.bytes_sent)
+            && let Some(more) = client.raise_bytes(received, sent)
+        {
+            self.count_traffic(more);
         }
         self.table.memory.note_ending(&client, self.at.monotonic);
         let mark = client.mark.take().map(|mark| *mark).unwrap_or_default();

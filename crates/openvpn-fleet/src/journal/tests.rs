@@ -296,6 +296,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..400)
 }
 
+/// Whether an event of a class and an instance is wanted.
+type Wants = fn(EventClass, u8) -> bool;
+
 /// What one reader must have been told of one class, and what it must not.
 struct Model {
     /// Everything appended, with its class and instance.
@@ -347,7 +350,7 @@ proptest! {
         let journal = journal(1 << 20, 40);
         let counts = [20, 16, 4];
         let mut model = Model { appended: Vec::new(), kept: Default::default() };
-        let filters: [(EventFilter, fn(EventClass, u8) -> bool); 4] = [
+        let filters: [(EventFilter, Wants); 4] = [
             (everything(), |_, _| true),
             (of_instance("i1"), |_, instance| instance == 1),
             (EventFilter { kinds: KindSet::all_but_logs(), ..everything() }, |class, _| class != EventClass::Log),
