@@ -177,3 +177,5 @@ impl Fold<'_> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod told;

@@ -1,6 +1,6 @@
 //! When a CID space began anew, and when it did not.
 
-use super::daemon::{BEGIN, Told, status};
+use crate::apply::told::{BEGIN, Told, status};
 
 const CONNECTED: &str = "1795186000,CONNECTED,SUCCESS,10.8.0.1,,,,";
 

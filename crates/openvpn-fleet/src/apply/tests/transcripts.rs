@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::daemon::Told;
+use crate::apply::told::Told;
 
 /// Set, the expected events are written anew instead of compared; they are to be read before they are committed.
 const WRITE_ANEW: &str = "OVFLEET_WRITE_EXPECTED";

@@ -5,7 +5,7 @@ use std::time::Duration;
 use openvpn_management::Notification;
 use openvpn_session::{Hint, Observation};
 
-use super::daemon::{BEGIN, Told, status};
+use crate::apply::told::{BEGIN, Told, status};
 
 const CONNECTED: &str = "1795186000,CONNECTED,SUCCESS,10.8.0.1,,,,";
 

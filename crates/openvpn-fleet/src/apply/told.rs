@@ -16,13 +16,13 @@ use crate::name::{GatewayName, Generation, InstanceName, Labels};
 use crate::table::Table;
 
 /// Seconds since 1970 at which these tests begin.
-pub(super) const BEGIN: u64 = 1_795_186_000;
+pub(crate) const BEGIN: u64 = 1_795_186_000;
 
 /// A table and what was told about it.
-pub(super) struct Told {
-    pub(super) table: Table,
-    pub(super) records: Vec<Record>,
-    pub(super) hints: Vec<Hint>,
+pub(crate) struct Told {
+    pub(crate) table: Table,
+    pub(crate) records: Vec<Record>,
+    pub(crate) hints: Vec<Hint>,
     interner: Interner,
     connection: Connection,
     now: Moment,
@@ -30,7 +30,7 @@ pub(super) struct Told {
 
 impl Told {
     /// An instance that no session was made to.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let now = Moment {
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(BEGIN),
             monotonic: Instant::now(),
@@ -60,14 +60,14 @@ impl Told {
     }
 
     /// An instance that is attached and has no clients.
-    pub(super) fn attached() -> Self {
+    pub(crate) fn attached() -> Self {
         let mut told = Self::new();
         told.attach(Some(1), "1795186000,CONNECTED,SUCCESS,10.8.0.1,,,,", None);
         told.records.clear();
         told
     }
 
-    pub(super) fn observe(&mut self, observation: Observation) -> Hint {
+    pub(crate) fn observe(&mut self, observation: Observation) -> Hint {
         self.advance(Duration::from_millis(1));
         let hint = apply(
             &mut self.table,
@@ -81,28 +81,28 @@ impl Told {
     }
 
     /// Somebody sets the clock of our machine back.
-    pub(super) fn set_back(&mut self, by: Duration) {
+    pub(crate) fn set_back(&mut self, by: Duration) {
         self.now.wall -= by;
     }
 
-    pub(super) fn now(&self) -> SystemTime {
+    pub(crate) fn now(&self) -> SystemTime {
         self.now.wall
     }
 
-    pub(super) fn advance(&mut self, by: Duration) {
+    pub(crate) fn advance(&mut self, by: Duration) {
         self.now.wall += by;
         self.now.monotonic += by;
     }
 
     /// A session greets and finds these things.
-    pub(super) fn attach(&mut self, pid: Option<u32>, state: &str, status: Option<&str>) {
+    pub(crate) fn attach(&mut self, pid: Option<u32>, state: &str, status: Option<&str>) {
         self.observe(Observation::Greeted {
             management_version: Some(5),
         });
         self.synchronise(pid, state, status);
     }
 
-    pub(super) fn synchronise(&mut self, pid: Option<u32>, state: &str, status: Option<&str>) {
+    pub(crate) fn synchronise(&mut self, pid: Option<u32>, state: &str, status: Option<&str>) {
         let snapshot = status.map(|status| self.snapshot(status));
         let mode = snapshot
             .as_ref()
@@ -116,14 +116,14 @@ impl Told {
         })));
     }
 
-    pub(super) fn detach(&mut self) {
+    pub(crate) fn detach(&mut self) {
         self.observe(Observation::Detached {
             reason: "cut".to_owned(),
         });
     }
 
     /// The daemon says these lines, unasked.
-    pub(super) fn says(&mut self, lines: &str) {
+    pub(crate) fn says(&mut self, lines: &str) {
         for line in lines.lines() {
             self.connection.handle_input(
                 format!("{}\r\n", line.trim()).as_bytes(),
@@ -138,12 +138,12 @@ impl Told {
     }
 
     /// The daemon answers `status` with this, asked just now.
-    pub(super) fn shows(&mut self, status: &str) {
+    pub(crate) fn shows(&mut self, status: &str) {
         let snapshot = self.snapshot(status);
         self.observe(Observation::Snapshot(Box::new(snapshot)));
     }
 
-    pub(super) fn snapshot(&mut self, status: &str) -> Snapshot {
+    pub(crate) fn snapshot(&mut self, status: &str) -> Snapshot {
         let asked = self.now;
         self.advance(Duration::from_millis(1));
         Snapshot {
@@ -159,7 +159,7 @@ impl Told {
         }
     }
 
-    pub(super) fn counts(&mut self, clients: u64) -> Hint {
+    pub(crate) fn counts(&mut self, clients: u64) -> Hint {
         self.observe(Observation::LoadStats(LoadStats {
             clients,
             bytes_received: 0,
@@ -168,7 +168,7 @@ impl Told {
     }
 
     /// A client is established.
-    pub(super) fn established(&mut self, cid: u64, name: &str, since: u64) {
+    pub(crate) fn established(&mut self, cid: u64, name: &str, since: u64) {
         self.says(&format!(
             ">CLIENT:ESTABLISHED,{cid}\n>CLIENT:ENV,common_name={name}\n>CLIENT:ENV,trusted_ip=192.0.2.7\n\
              >CLIENT:ENV,trusted_port={}\n>CLIENT:ENV,time_unix={since}\n\
@@ -178,25 +178,25 @@ impl Told {
         ));
     }
 
-    pub(super) fn generation(&self) -> Generation {
+    pub(crate) fn generation(&self) -> Generation {
         self.table.generation().expect("attached")
     }
 
     /// The events since the last time, in short, and forgets them.
-    pub(super) fn events(&mut self) -> Vec<String> {
+    pub(crate) fn events(&mut self) -> Vec<String> {
         std::mem::take(&mut self.records)
             .iter()
             .map(summary)
             .collect()
     }
 
-    pub(super) fn cids(&self) -> Vec<u64> {
+    pub(crate) fn cids(&self) -> Vec<u64> {
         self.table.clients().map(|client| client.cid().0).collect()
     }
 }
 
 /// A `status 3` with these clients: CID, name (`UNDEF` for half-open ones), connected since, bytes received.
-pub(super) fn status(clients: &[(u64, &str, u64, u64)]) -> String {
+pub(crate) fn status(clients: &[(u64, &str, u64, u64)]) -> String {
     let mut status = String::from(
         "TITLE\tOpenVPN 2.6.14\nTIME\t2026-11-20 15:00:00\t1795186100\n\
          HEADER\tCLIENT_LIST\tCommon Name\tReal Address\tVirtual Address\tVirtual IPv6 Address\tBytes Received\tBytes Sent\t\
@@ -231,7 +231,7 @@ pub(super) fn status(clients: &[(u64, &str, u64, u64)]) -> String {
 }
 
 /// One line that says all of an event that these tests care for.
-pub(super) fn summary(record: &Record) -> String {
+pub(crate) fn summary(record: &Record) -> String {
     let event = match record {
         Record::Event(event) => event,
         Record::Gap(gap) => return format!("gap {:?} {:?} {:?}", gap.cause, gap.class, gap.count),
