@@ -16,7 +16,7 @@ use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
     task::JoinHandle,
     time::timeout,
@@ -307,4 +307,18 @@ async fn a_stopped_listener_ends() {
     serving.stop.cancel();
     timeout(PATIENCE, &mut serving.task).await.expect("ends").unwrap();
     assert!(!config.path.exists());
+}
+
+/// A caller whose process stands still answers nothing: it must not hold up a drain.
+#[tokio::test]
+async fn a_caller_that_stands_still_does_not_hold_up_the_end() {
+    let mut serving = listen(Listener::tcp(loopback(), true).unwrap());
+    let mut still = TcpStream::connect(serving.tcp()).await.unwrap();
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    still.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    still.write_all(&settings).await.unwrap();
+    // Its settings are answered: the connection stands.
+    still.read_exact(&mut [0; 9]).await.unwrap();
+    serving.stop.cancel();
+    timeout(PATIENCE / 2, &mut serving.task).await.expect("ends").unwrap();
 }
