@@ -54,8 +54,17 @@ pub struct LogBroadcast {
 pub fn log_broadcast() -> (LogLayer, LogBroadcast) {
     let (sender, receiver) = mpsc::channel(LINES_MAX);
     let left_out = Arc::new(AtomicU64::new(0));
-    let layer = LogLayer { lines: sender, left_out: Arc::clone(&left_out) };
-    (layer, LogBroadcast { lines: receiver, left_out })
+    let layer = LogLayer {
+        lines: sender,
+        left_out: Arc::clone(&left_out),
+    };
+    (
+        layer,
+        LogBroadcast {
+            lines: receiver,
+            left_out,
+        },
+    )
 }
 
 /// The fields of a span, ` key=value …`, for the lines in it.
@@ -63,7 +72,10 @@ struct SpanFields(String);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        if let Some(span) = context.span(id).filter(|span| is_ours(span.metadata().target())) {
+        if let Some(span) = context
+            .span(id)
+            .filter(|span| is_ours(span.metadata().target()))
+        {
             let mut line = Line::default();
             attributes.record(&mut line);
             span.extensions_mut().insert(SpanFields(line.fields));
@@ -88,7 +100,11 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
             }
         }
         let text = Text::from(line.finish());
-        if self.lines.try_send(Detail::GatewayLog { flags, text }).is_err() {
+        if self
+            .lines
+            .try_send(Detail::GatewayLog { flags, text })
+            .is_err()
+        {
             self.left_out.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -179,8 +195,13 @@ mod tests {
             tracing::error!(target: "h2::proto", "frame");
         });
         let seen = Mutex::new(Vec::new());
-        broadcast.run(|detail| seen.lock().unwrap().push(detail)).await;
-        assert_eq!(texts(&seen.into_inner().unwrap()), ["I attached now instance=\"eu1\"", "W late instance=\"eu2\""]);
+        broadcast
+            .run(|detail| seen.lock().unwrap().push(detail))
+            .await;
+        assert_eq!(
+            texts(&seen.into_inner().unwrap()),
+            ["I attached now instance=\"eu1\"", "W late instance=\"eu2\""]
+        );
     }
 
     /// However much is logged, the journal gets a bounded part, and says so.
@@ -191,9 +212,19 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             (0..2 * LINES_MAX).for_each(|number| tracing::info!(number, "again"));
         });
-        broadcast.run(|detail| seen.lock().unwrap().push(detail)).await;
+        broadcast
+            .run(|detail| seen.lock().unwrap().push(detail))
+            .await;
         let seen = texts(&seen.into_inner().unwrap());
-        assert!(seen.len() <= usize::try_from(LINES_PER_SECOND_MAX).unwrap() + 1, "{}", seen.len());
-        assert!(seen[0].contains(&format!("{LINES_MAX} lines are left out")), "{}", seen[0]);
+        assert!(
+            seen.len() <= usize::try_from(LINES_PER_SECOND_MAX).unwrap() + 1,
+            "{}",
+            seen.len()
+        );
+        assert!(
+            seen[0].contains(&format!("{LINES_MAX} lines are left out")),
+            "{}",
+            seen[0]
+        );
     }
 }

@@ -252,8 +252,14 @@ mod tests {
     #[test]
     fn every_row_is_on_exactly_one_page() {
         let cids: Vec<u64> = (0..23).collect();
-        for (size, bytes_max) in (1..30).flat_map(|size| [0, 3, 10, 1_000].map(|bytes| (size, bytes))) {
-            assert_eq!(walk(&cids, size, bytes_max, false), cids, "{size} rows, {bytes_max} bytes");
+        for (size, bytes_max) in
+            (1..30).flat_map(|size| [0, 3, 10, 1_000].map(|bytes| (size, bytes)))
+        {
+            assert_eq!(
+                walk(&cids, size, bytes_max, false),
+                cids,
+                "{size} rows, {bytes_max} bytes"
+            );
             let mut falling = walk(&cids, size, bytes_max, true);
             falling.reverse();
             assert_eq!(falling, cids, "descending, {size} rows, {bytes_max} bytes");

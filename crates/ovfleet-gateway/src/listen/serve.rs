@@ -66,7 +66,10 @@ impl GrpcService {
         Self {
             routes: routes.prepare(),
             activity,
-            calls: Calls { max: limits.calls, free: Arc::new(Semaphore::new(limits.calls)) },
+            calls: Calls {
+                max: limits.calls,
+                free: Arc::new(Semaphore::new(limits.calls)),
+            },
             streams_per_connection: bound(limits.streams_per_connection),
             header_bytes: bound(limits.header_size),
         }
@@ -139,14 +142,30 @@ impl hyper::service::Service<Request<Incoming>> for Called {
 }
 
 /// Serves gRPC until the caller leaves, or until `stop` and the last call has ended.
-pub(super) async fn serve_http2<S>(stream: S, service: GrpcService, caller: Caller, stop: CancellationToken)
-where
+pub(super) async fn serve_http2<S>(
+    stream: S,
+    service: GrpcService,
+    caller: Caller,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let GrpcService { routes, activity, calls, streams_per_connection, header_bytes } = service;
+    let GrpcService {
+        routes,
+        activity,
+        calls,
+        streams_per_connection,
+        header_bytes,
+    } = service;
     let present = activity.caller_present();
     let under_way = TaskTracker::new();
-    let called = Called { routes, caller, activity, calls, under_way: under_way.clone() };
+    let called = Called {
+        routes,
+        caller,
+        activity,
+        calls,
+        under_way: under_way.clone(),
+    };
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -187,7 +206,9 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
     let service = TowerToHyperService::new(router);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
