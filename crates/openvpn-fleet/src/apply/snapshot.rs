@@ -99,9 +99,9 @@ impl Fold<'_> {
         }
         let mut is_changed = known.set_texts(texts);
         is_changed |= known.set_cipher(row.cipher, self.interner);
-        is_changed |= std::mem::replace(&mut known.peer_id, row.peer_id) != row.peer_id;
-        if known.connected_since.is_none() {
-            known.connected_since = row.connected_since;
+        is_changed |= known.set_peer_id(row.peer_id);
+        if known.connected_since().is_none() {
+            known.set_connected_since(row.connected_since);
             is_changed |= row.connected_since.is_some();
         }
         let is_counted = !known.half_open;
@@ -117,10 +117,10 @@ impl Fold<'_> {
 
     fn client_of_row(&self, cid: Cid, row: &ClientRow<'_>, texts: ClientTexts<'_>) -> Client {
         let mut client = Client::new(cid, texts, self.at.wall);
-        client.connected_since = row.connected_since;
+        client.set_connected_since(row.connected_since);
         client.bytes_received = row.bytes_received;
         client.bytes_sent = row.bytes_sent;
-        client.peer_id = row.peer_id;
+        client.set_peer_id(row.peer_id);
         client.set_cipher(row.cipher, self.interner);
         client
     }
