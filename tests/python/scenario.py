@@ -89,7 +89,10 @@ def main():
     arguments.add_argument("--kill", metavar="NAME")
     options = arguments.parse_args()
 
-    channel = grpc.insecure_channel(options.gateway.removeprefix("http://"))
+    # Over a Unix socket grpcio sends the percent-encoded path as authority, which is
+    # no valid one: the gateway's HTTP/2 resets the stream.
+    localhost = [("grpc.default_authority", "localhost")]
+    channel = grpc.insecure_channel(options.gateway.removeprefix("http://"), options=localhost)
     fleet = FleetServiceStub(channel)
     events = EventServiceStub(channel)
     control = ControlServiceStub(channel)

@@ -13,5 +13,6 @@ mod refusals;
 mod restart;
 mod resume;
 mod shutdown;
+mod slow;
 mod standard;
 mod view;

@@ -271,7 +271,7 @@ async fn a_stopped_daemon_is_unresponsive_and_harms_nobody() -> Result<()> {
     );
 
     // In step again: many callers at once, each gets the answer to its own question.
-    let calls = (0..40).map(|number| {
+    let calls = (0..20).map(|number| {
         let mut api = api.clone();
         async move {
             if number % 2 == 0 {
@@ -293,7 +293,7 @@ async fn a_stopped_daemon_is_unresponsive_and_harms_nobody() -> Result<()> {
         }
     });
     try_join_all(calls).await?;
-    ensure!(stopped.log_count("CMD 'signal SIGUSR2'") == 20);
+    ensure!(stopped.log_count("CMD 'signal SIGUSR2'") == 10);
     Ok(())
 }
 
@@ -450,7 +450,7 @@ async fn a_held_daemon_is_released_unless_it_shall_hold() -> Result<()> {
         .wait_condition("kept", Condition::Attached, SOON)
         .await?;
     ensure!(status.holding, "{status:?}");
-    ensure!(!kept.log_contains("hold release"));
+    ensure!(!kept.log_contains("CMD 'hold release'"));
     let _client = Client::builder(&released, "alice").connect().await?;
     api.wait_clients(ClientFilter::default(), 1, SOON).await?;
 

@@ -146,7 +146,7 @@ async fn a_hundred_cuts_lose_nothing_and_repeat_nothing() -> Result<()> {
         while events < EVENTS {
             streams += 1;
             // Streams of uneven length, so that cuts fall everywhere in a batch's life.
-            let until = events + EVENTS / CUTS - 7 * (streams % 13);
+            let until = events + EVENTS / CUTS / 2 + 17 * (streams % 13);
             let request = clients_from(Start::Cursor(cursor.clone()));
             let mut stream = fleet
                 .api

@@ -390,7 +390,7 @@ async fn pages_and_orders_hold() -> Result<()> {
                 page_size: 2,
                 ..whole
             };
-            let mut cursors = BTreeSet::new();
+            let mut moments = BTreeSet::new();
             loop {
                 let response = fleet
                     .api
@@ -399,7 +399,8 @@ async fn pages_and_orders_hold() -> Result<()> {
                     .await?
                     .into_inner();
                 ensure!(response.clients.len() <= 2, "{response:?}");
-                cursors.insert(response.as_of.context("no as_of")?.cursor);
+                let as_of = response.as_of.context("no as_of")?;
+                moments.insert(format!("{as_of:?}"));
                 paged.extend(response.clients.into_iter().map(|row| row.r#ref));
                 if response.next_page_token.is_empty() {
                     break;
@@ -411,8 +412,8 @@ async fn pages_and_orders_hold() -> Result<()> {
                 "{order:?}: {paged:?} is not {whole_refs:?}"
             );
             ensure!(
-                cursors.len() == 1,
-                "every page has the first one's as_of: {cursors:?}"
+                moments.len() == 1,
+                "every page has the first one's as_of: {moments:?}"
             );
         }
     }

@@ -127,6 +127,14 @@ pub enum TargetError {
         /// The daemon's words.
         text: String,
     },
+    /// The instance is in session but was asked for its clients in vain.
+    #[error("instance {instance} did not list its clients within {waited:?}")]
+    Silent {
+        /// Which.
+        instance: InstanceName,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The reference is of an older generation.
     #[error("the reference is of another generation; the present one of {instance} is {}", Shown(.current))]
     Stale {
@@ -147,7 +155,7 @@ pub enum TargetError {
         text: Text,
     },
     /// A signal would end the daemon and nobody said `force`.
-    #[error("{signal} ends instance {instance}: {reason}")]
+    #[error("{signal} would end the daemon of {instance}: {reason}; it needs `force`")]
     NeedsForce {
         /// Which.
         instance: InstanceName,

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use openvpn_management::{Cid, Env, Text};
+use bytes::Bytes;
+use openvpn_management::{Cid, Env};
 
 use crate::event::{DisconnectCause, EventClient};
 use crate::filter::ClientIdentity;
@@ -110,10 +111,12 @@ pub struct Client {
     /// Where the first four of them end.
     ends: [u16; 4],
     pub(crate) half_open: bool,
-    pub(crate) peer_id: Option<u32>,
+    /// `u32::MAX` for none, which is also how a daemon writes it.
+    peer_id: u32,
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
-    pub(crate) connected_since: Option<i64>,
+    /// By the daemon's clock, in seconds since 1970; -1 when unknown.
+    connected_since: i64,
     /// Microseconds since 1970.
     observed: u64,
     cipher: Option<Arc<[u8]>>,
@@ -139,10 +142,10 @@ impl Client {
             text: Box::default(),
             ends: [0; 4],
             half_open: false,
-            peer_id: None,
+            peer_id: u32::MAX,
             bytes_received: 0,
             bytes_sent: 0,
-            connected_since: None,
+            connected_since: -1,
             observed: micros(observed),
             cipher: None,
             peer_info: PeerInfo::default(),
@@ -199,6 +202,16 @@ impl Client {
         }
         self.cipher = cipher.map(|cipher| interner.intern(cipher));
         true
+    }
+
+    pub(crate) fn set_connected_since(&mut self, time: Option<i64>) {
+        self.connected_since = time.unwrap_or(-1);
+    }
+
+    /// Sets the peer ID; whether it differs.
+    pub(crate) fn set_peer_id(&mut self, peer_id: Option<u32>) -> bool {
+        let peer_id = peer_id.unwrap_or(u32::MAX);
+        std::mem::replace(&mut self.peer_id, peer_id) != peer_id
     }
 
     /// Takes new values of the counters and gives what they rose by, if they did. Lower ones are of somebody else, and
@@ -276,7 +289,7 @@ impl Client {
     /// When it connected, by the daemon's clock, in seconds since 1970.
     #[must_use]
     pub fn connected_since(&self) -> Option<i64> {
-        self.connected_since
+        (self.connected_since >= 0).then_some(self.connected_since)
     }
 
     /// When we first saw it.
@@ -294,7 +307,7 @@ impl Client {
     /// Its peer ID, where the daemon has one.
     #[must_use]
     pub fn peer_id(&self) -> Option<u32> {
-        self.peer_id
+        (self.peer_id != u32::MAX).then_some(self.peer_id)
     }
 
     /// Whether it has begun a handshake and is not connected yet.
@@ -331,15 +344,17 @@ impl Client {
     }
 
     pub(crate) fn to_event(&self, generation: Generation) -> EventClient {
-        let texts = self.texts();
+        // One copy for all five.
+        let text = Bytes::copy_from_slice(&self.text);
+        let [common_name, username, real_address, virtual_address] = self.ends.map(usize::from);
         EventClient {
             generation,
             cid: self.cid,
-            common_name: Text::copy_from(texts.common_name),
-            username: Text::copy_from(texts.username),
-            real_address: Text::copy_from(texts.real_address),
-            virtual_address: Text::copy_from(texts.virtual_address),
-            virtual_ipv6_address: Text::copy_from(texts.virtual_ipv6_address),
+            common_name: text.slice(..common_name).into(),
+            username: text.slice(common_name..username).into(),
+            real_address: text.slice(username..real_address).into(),
+            virtual_address: text.slice(real_address..virtual_address).into(),
+            virtual_ipv6_address: text.slice(virtual_address..).into(),
             half_open: self.half_open,
         }
     }

@@ -29,8 +29,8 @@ pub struct Event {
     pub daemon_time: Option<i64>,
     /// Set only if the fact was found by comparison and not told by the daemon.
     pub inferred: Option<Inference>,
-    /// The client it concerns, for `client.*`.
-    pub client: Option<EventClient>,
+    /// The client it concerns, for `client.*`; boxed, because most events are of none.
+    pub client: Option<Box<EventClient>>,
     /// What happened.
     pub detail: Detail,
 }
@@ -466,7 +466,8 @@ impl Event {
     /// Bytes of text it holds on the heap.
     pub(crate) fn heap_bytes(&self) -> usize {
         let client = self.client.as_ref().map_or(0, |client| {
-            client.common_name.len()
+            size_of::<EventClient>()
+                + client.common_name.len()
                 + client.username.len()
                 + client.real_address.len()
                 + client.virtual_address.len()

@@ -144,21 +144,17 @@ impl EventFilter {
         }
     }
 
-    /// Whether events of a class can be shown.
-    pub(crate) fn wants_class(&self, class: EventClass) -> bool {
-        Kind::ALL.iter().any(|kind| {
-            kind.class() == class
-                && self.kinds.contains(*kind)
-                && (self.clients.is_empty() || kind.as_str().starts_with("client."))
-        })
+    /// Whether events of a kind can be shown.
+    pub(crate) fn wants_kind(&self, kind: Kind) -> bool {
+        self.kinds.contains(kind)
+            && (self.clients.is_empty() || kind.as_str().starts_with("client."))
     }
 
-    /// Whether every event of a class is shown, as far as the instance is.
-    pub(crate) fn wants_whole_class(&self, class: EventClass) -> bool {
-        self.clients.is_empty()
-            && Kind::ALL
-                .iter()
-                .all(|kind| kind.class() != class || self.kinds.contains(*kind))
+    /// Whether events of a class can be shown.
+    pub(crate) fn wants_class(&self, class: EventClass) -> bool {
+        Kind::ALL
+            .iter()
+            .any(|kind| kind.class() == class && self.wants_kind(*kind))
     }
 
     /// Whether a hole can be one in what is shown.

@@ -245,3 +245,6 @@ fn matches_virtual(patterns: &[AddressPattern], texts: [&[u8]; 2]) -> bool {
             })
         })
 }
+
+#[cfg(test)]
+mod tests;

@@ -228,5 +228,143 @@ fn is_space(character: char) -> bool {
 
 /// Keys may have a prefix with `/`; values are not held to Kubernetes' 63 characters.
 fn is_word(character: char) -> bool {
-    character.is_alphanumeric() || "._-/:@+~".contains(character)
+    character.is_alphanumeric() || "._-/:@+".contains(character)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn matches(expression: &str, labels: &[(&str, &str)]) -> bool {
+        let expression: LabelExpression = expression.parse().expect(expression);
+        expression.matches(&labels.iter().copied().collect())
+    }
+
+    /// The grammar of Kubernetes, form by form: an expression copied from there must mean the same here.
+    #[test]
+    fn expressions_mean_what_they_mean_in_kubernetes() {
+        let eu = &[("region", "eu"), ("proto", "udp"), ("empty", "")];
+        for (expression, expected) in [
+            ("", true),
+            ("  ", true),
+            ("region=eu", true),
+            ("region==eu", true),
+            ("region = eu", true),
+            ("region=us", false),
+            ("region!=us", true),
+            ("region!=eu", false),
+            ("tier!=test", true),
+            ("region in (eu,us)", true),
+            ("region in (us)", false),
+            ("region in ( us , eu )", true),
+            ("tier in (test)", false),
+            ("region notin (us,asia)", true),
+            ("region notin (eu)", false),
+            ("tier notin (test)", true),
+            ("region", true),
+            ("tier", false),
+            ("!tier", true),
+            ("!region", false),
+            ("! tier", true),
+            ("region=eu,proto=udp", true),
+            ("region=eu , proto!=udp", false),
+            ("empty=", true),
+            ("region=", false),
+            ("in", false),
+            ("in in (x)", false),
+            ("example.com/region", false),
+        ] {
+            assert_eq!(matches(expression, eu), expected, "{expression}");
+        }
+    }
+
+    /// A mistake is found where it is: whoever typed it should not have to search.
+    #[test]
+    fn mistakes_say_where() {
+        for (expression, offset, expected) in [
+            ("=eu", 0, "a label key"),
+            ("region=eu,", 10, "a label key"),
+            (",", 0, "a label key"),
+            ("!", 1, "a label key"),
+            ("region~eu", 6, "one of"),
+            ("region like eu", 7, "one of"),
+            ("region in eu", 10, "'('"),
+            ("region in (eu", 13, "')'"),
+            ("region in (eu us)", 14, "')'"),
+            ("region=eu proto=udp", 10, "','"),
+            ("region=\"eu\"", 7, "','"),
+            ("a=b;c", 3, "','"),
+        ] {
+            match expression.parse::<LabelExpression>() {
+                Err(LabelExpressionError::Unexpected {
+                    offset: found,
+                    expected: wanted,
+                    ..
+                }) => assert!(
+                    found == offset && wanted.contains(expected),
+                    "{expression}: byte {found}, {wanted}"
+                ),
+                other => panic!("{expression}: {other:?}"),
+            }
+        }
+        let long = "a".repeat(EXPRESSION_BYTES_MAX + 1);
+        assert!(matches!(
+            long.parse::<LabelExpression>(),
+            Err(LabelExpressionError::TooLong { .. })
+        ));
+    }
+
+    fn requirement() -> impl Strategy<Value = Requirement> {
+        let values = prop::collection::vec("[a-z0-9.-]{0,4}", 1..4);
+        let operator = prop_oneof![
+            values.clone().prop_map(Operator::In),
+            values.prop_map(Operator::NotIn),
+            Just(Operator::Exists),
+            Just(Operator::Absent),
+        ];
+        ("[a-c]|in|notin", operator).prop_map(|(key, operator)| Requirement { key, operator })
+    }
+
+    /// What a requirement means, said another way.
+    fn holds(requirement: &Requirement, labels: &[(String, String)]) -> bool {
+        let value = labels
+            .iter()
+            .find(|(key, _)| *key == requirement.key)
+            .map(|(_, value)| value);
+        match (&requirement.operator, value) {
+            (Operator::In(values), Some(value)) => values.contains(value),
+            (Operator::In(_), None) => false,
+            (Operator::NotIn(values), Some(value)) => !values.contains(value),
+            (Operator::NotIn(_), None) => true,
+            (Operator::Exists, value) => value.is_some(),
+            (Operator::Absent, value) => value.is_none(),
+        }
+    }
+
+    proptest! {
+        /// What is written is read again as the same, and means that every requirement holds.
+        #[test]
+        fn expressions_round_trip_and_match(
+            requirements in prop::collection::vec(requirement(), 0..4),
+            labels in prop::collection::btree_map("[a-c]|in", "[a-z0-9.-]{0,2}", 0..4),
+        ) {
+            let expression = LabelExpression { requirements };
+            let written = expression.to_string();
+            let read = written.parse::<LabelExpression>();
+            prop_assert_eq!(read.as_ref(), Ok(&expression), "{}", written);
+            let labels: Vec<_> = labels.into_iter().collect();
+            let expected = expression.requirements.iter().all(|requirement| holds(requirement, &labels));
+            prop_assert_eq!(expression.matches(&labels.iter().cloned().collect()), expected);
+        }
+
+        /// No text makes the parser panic, and an error points into the text.
+        #[test]
+        fn any_text_is_an_expression_or_an_error(text in "[a-c=!,() innot~é\"]{0,24}") {
+            if let Err(LabelExpressionError::Unexpected { offset, .. }) = text.parse::<LabelExpression>() {
+                prop_assert!(offset <= text.len() && text.is_char_boundary(offset));
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -44,6 +45,8 @@ pub(crate) struct Running {
     digest: u64,
     number: u64,
     started: SystemTime,
+    /// Results it has, once it is finished.
+    results: AtomicUsize,
     /// What is known so far. Locked to change one result or to copy.
     state: Mutex<RunningState>,
     /// Wakes those who joined when it is finished.
@@ -105,6 +108,7 @@ impl Requests {
             digest,
             number,
             started: now,
+            results: AtomicUsize::new(0),
             state: Mutex::new(RunningState {
                 result: empty,
                 error: None,
@@ -202,10 +206,7 @@ impl Running {
     }
 
     fn results(&self) -> usize {
-        match &self.lock().result {
-            ActionResult::Kill(report) => report.results.len(),
-            ActionResult::Signal(report) => report.results.len(),
-        }
+        self.results.load(Ordering::Relaxed)
     }
 
     /// Changes what is known so far.
@@ -223,7 +224,14 @@ impl Running {
             let mut state = self.lock();
             state.finished = Some(SystemTime::now());
             match result {
-                Ok(result) => state.result = result,
+                Ok(result) => {
+                    let results = match &result {
+                        ActionResult::Kill(report) => report.results.len(),
+                        ActionResult::Signal(report) => report.results.len(),
+                    };
+                    self.results.store(results, Ordering::Relaxed);
+                    state.result = result;
+                }
                 Err(error) => state.error = Some(error),
             }
         }

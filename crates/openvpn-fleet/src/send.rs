@@ -49,6 +49,18 @@ impl Limits {
         }
     }
 
+    /// No limits, for a while.
+    #[cfg(test)]
+    pub(crate) fn unlimited() -> Self {
+        let hour = Instant::now() + std::time::Duration::from_secs(3_600);
+        Self {
+            stop: hour,
+            deadline: hour,
+            cancel: CancellationToken::new(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled() || self.shutdown.is_cancelled()
     }

@@ -165,7 +165,7 @@ fn check(instance: &Instance, table: &Table, request: &SignalRequest) -> Result<
         })
     };
     if request.signal == Signal::Sigterm {
-        return needs_force("that is what it is for".to_owned());
+        return needs_force("SIGTERM always does".to_owned());
     }
     // OpenVPN takes any signal while it waits for an answer as the end of the question, and that for fatal.
     match status.open_questions.first() {

@@ -16,7 +16,7 @@ use openvpn_management::{
 };
 
 const CLIENTS: usize = 100_000;
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 25;
 /// What a session reads at a time.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -24,35 +24,31 @@ fn main() {
     let text = status_3();
     let limits = Limits {
         clients_max: CLIENTS,
-        routes_max: 2 * CLIENTS,
+        routes_max: CLIENTS,
         ..Limits::default()
     };
-    let rows = CLIENTS + 2 * CLIENTS;
+    let rows = 2 * CLIENTS;
 
     let snapshot = StatusSnapshot::parse(&text, &limits);
     assert_eq!(
         (snapshot.clients().len(), snapshot.routes().len()),
-        (CLIENTS, 2 * CLIENTS)
+        (CLIENTS, CLIENTS)
     );
     assert_eq!(snapshot.quarantined().count, 0);
     let naive = naive::parse(&text);
     assert_eq!(
         (naive.clients.len(), naive.routes.len()),
-        (CLIENTS, 2 * CLIENTS)
+        (CLIENTS, CLIENTS)
     );
 
     // As in a session, the last result lives until the next is complete.
     let (mut last_snapshot, mut last_reply, mut last_naive) = (snapshot, None, naive);
-    let [ours, session, naive] = best_of(
+    let mut session = Session::new(limits);
+    let [alone, polled, naive] = best_of(
         ROUNDS,
         [
             &mut || last_snapshot = black_box(StatusSnapshot::parse(black_box(&text), &limits)),
-            &mut || {
-                last_reply = Some(black_box(parse_through_connection(
-                    black_box(&text),
-                    limits,
-                )))
-            },
+            &mut || last_reply = Some(black_box(session.poll(black_box(&text)))),
             &mut || last_naive = black_box(naive::parse(black_box(&text))),
         ],
     );
@@ -60,17 +56,17 @@ fn main() {
     let megabytes = text.len() as f64 / 1e6;
     println!("status 3: {CLIENTS} clients, {rows} rows, {megabytes:.1} MB; best of {ROUNDS}");
     println!(
-        "{:<34}{:>10}{:>12}{:>14}{:>10}",
+        "{:<36}{:>8}{:>8}{:>12}{:>8}",
         "", "ms", "MB/s", "rows/s", "ns/row"
     );
     for (name, time) in [
-        ("StatusSnapshot::parse", ours),
-        ("through Connection, 64 KiB reads", session),
+        ("polled by a Connection, 64 KiB reads", polled),
+        ("StatusSnapshot::parse", alone),
         ("naive: a String per field", naive),
     ] {
         let seconds = time.as_secs_f64();
         println!(
-            "{name:<34}{:>10.2}{:>12.0}{:>14.0}{:>10.1}",
+            "{name:<36}{:>8.2}{:>8.0}{:>12.0}{:>8.1}",
             seconds * 1e3,
             megabytes / seconds,
             rows as f64 / seconds,
@@ -78,15 +74,15 @@ fn main() {
         );
     }
     println!(
-        "heap of the snapshot: {:.0} bytes per row",
-        last_snapshot.heap_bytes() as f64 / rows as f64
+        "heap of the snapshot: {:.0} bytes per client and its route",
+        last_snapshot.heap_bytes() as f64 / CLIENTS as f64
     );
     println!(
         "status-3 parse: {:.0} MB/s, {:.2}M rows/s; naive {:.0} MB/s; ratio {:.1}x",
-        megabytes / ours.as_secs_f64(),
-        rows as f64 / ours.as_secs_f64() / 1e6,
+        megabytes / polled.as_secs_f64(),
+        rows as f64 / polled.as_secs_f64() / 1e6,
         megabytes / naive.as_secs_f64(),
-        naive.as_secs_f64() / ours.as_secs_f64(),
+        naive.as_secs_f64() / polled.as_secs_f64(),
     );
 }
 
@@ -103,7 +99,7 @@ fn best_of<const N: usize>(rounds: usize, mut bodies: [&mut dyn FnMut(); N]) -> 
     best
 }
 
-/// What OpenVPN 2.6 prints for that many clients with an IPv4 and an IPv6 address each.
+/// What OpenVPN 2.6 prints for that many clients with an IPv4 address, and so a route, each.
 fn status_3() -> Bytes {
     let mut text = String::from(
         "TITLE\tOpenVPN 2.6.14 x86_64-pc-linux-gnu [SSL (OpenSSL)] [LZO] [LZ4] [EPOLL] [PKCS11] [MH/PKTINFO] [AEAD]\r\n\
@@ -116,7 +112,7 @@ fn status_3() -> Bytes {
         let (a, b, c) = address(client);
         _ = write!(
             text,
-            "CLIENT_LIST\tclient-{client}.example.org\t198.{a}.{b}.{c}:{}\t10.{a}.{b}.{c}\tfd00:81::{client:x}\t{}\t{}\t\
+            "CLIENT_LIST\tclient-{client}.example.org\t198.{a}.{b}.{c}:{}\t10.{a}.{b}.{c}\t\t{}\t{}\t\
              2026-11-20 14:58:24\t1795186704\tUNDEF\t{client}\t{client}\tAES-256-GCM\r\n",
             1_024 + client % 60_000,
             client * 7_919 % 1_000_000_007,
@@ -127,13 +123,11 @@ fn status_3() -> Bytes {
     for client in 0..CLIENTS {
         let (a, b, c) = address(client);
         let port = 1_024 + client % 60_000;
-        for virtual_address in [format!("10.{a}.{b}.{c}"), format!("fd00:81::{client:x}")] {
-            _ = write!(
-                text,
-                "ROUTING_TABLE\t{virtual_address}\tclient-{client}.example.org\t198.{a}.{b}.{c}:{port}\t\
-                 2026-11-20 14:58:25\t1795186705\r\n",
-            );
-        }
+        _ = write!(
+            text,
+            "ROUTING_TABLE\t10.{a}.{b}.{c}\tclient-{client}.example.org\t198.{a}.{b}.{c}:{port}\t\
+             2026-11-20 14:58:25\t1795186705\r\n",
+        );
     }
     text.push_str(
         "GLOBAL_STATS\tMax bcast/mcast queue length\t1\r\nGLOBAL_STATS\tdco_enabled\t0\r\nEND\r\n",
@@ -141,29 +135,39 @@ fn status_3() -> Bytes {
     text.into()
 }
 
-/// The whole way: a command in flight, its answer in reads that cut lines anywhere.
-fn parse_through_connection(text: &[u8], limits: Limits) -> Reply {
-    let now = Instant::now();
-    let mut connection = Connection::new(limits);
-    connection.handle_input(b">INFO:OpenVPN Management Interface Version 5\r\n", now);
-    let status = Command::Status {
-        format: StatusFormat::V3,
-    };
-    connection
-        .send(&status, Duration::from_secs(60), now)
-        .expect("the connection is greeted and idle");
-    for read in text.chunks(READ_BYTES) {
-        connection.handle_input(read, now);
-        while let Some(output) = connection.poll_output() {
-            if let Output::Reply {
-                result: Ok(reply), ..
-            } = output
-            {
-                return reply;
+/// A session with a daemon of that many clients.
+struct Session {
+    connection: Connection,
+    now: Instant,
+}
+
+impl Session {
+    fn new(limits: Limits) -> Self {
+        let mut connection = Connection::new(limits);
+        let now = Instant::now();
+        connection.handle_input(b">INFO:OpenVPN Management Interface Version 5\r\n", now);
+        Self { connection, now }
+    }
+
+    /// The whole way: a command in flight, its answer in reads that cut lines anywhere.
+    fn poll(&mut self, text: &[u8]) -> Reply {
+        let status = Command::Status {
+            format: StatusFormat::V3,
+        };
+        self.connection
+            .send(&status, Duration::from_secs(60), self.now)
+            .expect("the connection is greeted and idle");
+        let mut reply = None;
+        for read in text.chunks(READ_BYTES) {
+            self.connection.handle_input(read, self.now);
+            while let Some(output) = self.connection.poll_output() {
+                if let Output::Reply { result, .. } = output {
+                    reply = result.ok();
+                }
             }
         }
+        reply.expect("the answer has an end")
     }
-    panic!("the answer did not end");
 }
 
 /// The parser one writes first: a `String` for the line, a `String` for each field.

@@ -1,21 +1,21 @@
 //! One session, from the greeting to its end.
 
 use std::io;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use openvpn_management::{
     Command, CommandId, DaemonState, HoldRequest, Notification, Output, Rejected, Reply, SendError,
     StatusFormat,
 };
-use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Synchronisation;
-use crate::call::{Answer, CallError, NotSent, OutcomeUnknown};
+use crate::call::{CallError, Guard, NotSent, OutcomeUnknown};
 use crate::condition::Condition;
 use crate::config::{DisconnectPolicy, HoldPolicy, SessionConfig};
+use crate::in_flight::{Caller, InFlight, Purpose, unknown};
 use crate::link::{Link, Received};
 use crate::mailbox::Queued;
 use crate::observation::{Hint, Moment, Observation, Observer, Snapshot};
@@ -57,31 +57,6 @@ pub(crate) struct Driver<'a, O> {
 enum Stage {
     Syncing(Box<Synchronisation>),
     Attached { polls: Polls, since: Instant },
-}
-
-/// A command on the wire.
-struct InFlight {
-    id: CommandId,
-    purpose: Purpose,
-    sent: Moment,
-}
-
-/// Whose command it is.
-enum Purpose {
-    Synchronise,
-    Liveness,
-    Status,
-    Release,
-    Call(Caller),
-}
-
-/// The caller whose command is on the wire.
-struct Caller {
-    /// For the log.
-    command: &'static str,
-    deadline: Instant,
-    /// `None` once the caller was told that its deadline passed.
-    reply: Option<oneshot::Sender<Result<Answer, CallError>>>,
 }
 
 impl<'a, O: Observer> Driver<'a, O> {
@@ -176,20 +151,8 @@ impl<'a, O: Observer> Driver<'a, O> {
         let now = Moment::now();
         self.link.connection.handle_timeout(now.monotonic);
         self.handle_outputs(now)?;
-        if let Some(InFlight {
-            purpose: Purpose::Call(caller),
-            sent,
-            ..
-        }) = &mut self.in_flight
-            && caller.deadline <= now.monotonic
-            && let Some(reply) = caller.reply.take()
-        {
-            let waited = now.monotonic - sent.monotonic;
-            let why = OutcomeUnknown::Deadline { waited };
-            drop(reply.send(Err(CallError::OutcomeUnknown {
-                sent: sent.wall,
-                why,
-            })));
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.expire(now);
         }
         if self.gives_up_at().is_some_and(|at| at <= now.monotonic) {
             let waited = self.config.timings.unresponsive_reconnect;
@@ -217,29 +180,25 @@ impl<'a, O: Observer> Driver<'a, O> {
         let mut at = |due: Option<Instant>| wake = due.map_or(wake, |due| wake.min(due));
         at(self.link.connection.poll_timeout());
         at(self.gives_up_at());
-        match (&self.in_flight, &self.stage) {
-            (
-                Some(InFlight {
-                    purpose: Purpose::Call(caller),
-                    ..
-                }),
-                _,
-            ) => {
-                at(caller.reply.as_ref().map(|_| caller.deadline));
-            }
-            (None, Stage::Attached { polls, .. }) if self.link.connection.is_ready() => {
-                let wanted = self.report.mailbox.refresh_wanted();
-                at(Some(polls.liveness_due()));
-                at(Some(polls.status_due(wanted, &self.config.timings)));
-            }
-            _ => {}
+        at(self.in_flight.as_ref().and_then(InFlight::expires));
+        if let Stage::Attached { polls, .. } = &self.stage
+            && self.is_idle()
+        {
+            let wanted = self.report.mailbox.refresh_wanted();
+            at(Some(polls.liveness_due()));
+            at(Some(polls.status_due(wanted, &self.config.timings)));
         }
         wake
     }
 
+    /// Whether the daemon owes us nothing.
+    fn is_idle(&self) -> bool {
+        self.in_flight.is_none() && self.link.connection.is_ready()
+    }
+
     /// Sends the next command if there is one and the daemon owes us nothing; whether to look again.
     fn dispatch(&mut self) -> Result<bool, Ended> {
-        if self.in_flight.is_some() || !self.link.connection.is_ready() {
+        if !self.is_idle() {
             return Ok(false);
         }
         let now = Moment::now().monotonic;
@@ -357,7 +316,7 @@ impl<'a, O: Observer> Driver<'a, O> {
     }
 
     /// Whether a call may still be sent.
-    fn admit(&self, guard: Option<crate::call::Guard>, deadline: Instant) -> Result<(), NotSent> {
+    fn admit(&self, guard: Option<Guard>, deadline: Instant) -> Result<(), NotSent> {
         if !self.link.connection.is_ready() {
             return Err(NotSent::Detached {
                 condition: self.report.condition(),
@@ -464,7 +423,7 @@ impl<'a, O: Observer> Driver<'a, O> {
             }
             Purpose::Call(caller) => {
                 let position = self.report.mailbox.tap.position();
-                caller.settle(answer, sent.wall, position);
+                caller.settle(answer, sent, position);
             }
         }
     }
@@ -499,10 +458,7 @@ impl<'a, O: Observer> Driver<'a, O> {
             Some(Ok(_)) | None => {
                 self.report
                     .mailbox
-                    .refresh_failed(asked, || CallError::OutcomeUnknown {
-                        sent: asked.wall,
-                        why: OutcomeUnknown::Skipped,
-                    });
+                    .refresh_failed(asked, || unknown(asked, OutcomeUnknown::Skipped));
             }
         }
     }
@@ -559,19 +515,8 @@ impl<'a, O: Observer> Driver<'a, O> {
         self.report.mailbox.tap.ended();
         // Asked for while there was a session, which needed none.
         self.report.mailbox.take_retry();
-        if let Some(InFlight {
-            purpose: Purpose::Call(caller),
-            sent,
-            ..
-        }) = self.in_flight
-        {
-            let why = OutcomeUnknown::SessionEnded {
-                reason: reason.clone(),
-            };
-            caller.answer(Err(CallError::OutcomeUnknown {
-                sent: sent.wall,
-                why,
-            }));
+        if let Some(in_flight) = self.in_flight {
+            in_flight.abandon(&reason);
         }
         self.report.observe(Observation::Detached { reason }, now);
         let attached = match self.stage {
@@ -579,42 +524,6 @@ impl<'a, O: Observer> Driver<'a, O> {
             Stage::Syncing(_) => Duration::ZERO,
         };
         (ended, attached)
-    }
-}
-
-impl Caller {
-    fn settle(self, answer: Option<Result<Reply, Rejected>>, sent: SystemTime, position: u64) {
-        self.answer(match answer {
-            Some(Ok(reply)) => Ok(Answer {
-                reply,
-                sent,
-                position,
-            }),
-            Some(Err(Rejected { text })) => Err(CallError::Rejected { text, sent }),
-            None => Err(CallError::OutcomeUnknown {
-                sent,
-                why: OutcomeUnknown::Skipped,
-            }),
-        });
-    }
-
-    fn answer(self, answer: Result<Answer, CallError>) {
-        let unheard = match self.reply {
-            Some(reply) => reply.send(answer).err(),
-            None => Some(answer),
-        };
-        if let Some(answer) = unheard {
-            let outcome = match &answer {
-                Ok(_) => "done",
-                Err(CallError::Rejected { .. }) => "refused",
-                Err(CallError::NotSent(_) | CallError::OutcomeUnknown { .. }) => "unknown",
-            };
-            tracing::info!(
-                command = self.command,
-                outcome,
-                "nobody waits for this answer any more"
-            );
-        }
     }
 }
 

@@ -19,6 +19,7 @@ mod condition;
 mod config;
 mod dial;
 mod driver;
+mod in_flight;
 mod link;
 mod login;
 mod mailbox;

@@ -53,7 +53,11 @@ pub struct ReadOnlyListener;
 impl Caller {
     pub(crate) fn new(identity: Identity, read_only: bool) -> Self {
         let name = CallerName::new(&identity.to_string());
-        Self { name, identity: Arc::new(identity), read_only }
+        Self {
+            name,
+            identity: Arc::new(identity),
+            read_only,
+        }
     }
 
     /// The caller of a request that one of our listeners took.
@@ -83,7 +87,11 @@ impl Caller {
     /// # Errors
     /// [`ReadOnlyListener`] when it may not.
     pub fn require_control(&self) -> Result<(), ReadOnlyListener> {
-        if self.read_only { Err(ReadOnlyListener) } else { Ok(()) }
+        if self.read_only {
+            Err(ReadOnlyListener)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -93,14 +101,22 @@ impl Identity {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
         let mut sha256 = [0; 32];
         sha256.copy_from_slice(digest.as_ref());
-        Self::Certificate { common_name: common_name(certificate).unwrap_or_default(), sha256 }
+        Self::Certificate {
+            common_name: common_name(certificate).unwrap_or_default(),
+            sha256,
+        }
     }
 }
 
 /// The last common name of the subject, which is the most specific one.
 fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let name = certificate.subject().iter_common_name().last()?.as_str().ok()?;
+    let name = certificate
+        .subject()
+        .iter_common_name()
+        .last()?
+        .as_str()
+        .ok()?;
     let fits = name.len() <= COMMON_NAME_BYTES_MAX && !name.chars().any(char::is_control);
     fits.then(|| name.to_owned())
 }
@@ -111,9 +127,14 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix { uid, .. } => write!(f, "uid:{uid}"),
-            Self::Certificate { common_name, sha256 } => {
+            Self::Certificate {
+                common_name,
+                sha256,
+            } => {
                 write!(f, "cert:{common_name}#")?;
-                sha256[..FINGERPRINT_BYTES].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+                sha256[..FINGERPRINT_BYTES]
+                    .iter()
+                    .try_for_each(|byte| write!(f, "{byte:02x}"))
             }
             // Without the port: a caller that connects again is the same one.
             Self::Address(address) => write!(f, "addr:{}", address.ip()),
@@ -136,11 +157,18 @@ mod tests {
     /// different callers must never share one.
     #[test]
     fn names_tell_callers_apart() {
-        let unix = Identity::Unix { uid: 1000, gid: 5, pid: Some(7) };
+        let unix = Identity::Unix {
+            uid: 1000,
+            gid: 5,
+            pid: Some(7),
+        };
         assert_eq!(unix.to_string(), "uid:1000");
         let address = Identity::Address("[::1]:9".parse().unwrap());
         assert_eq!(address.to_string(), "addr:::1");
-        let certificate = Identity::Certificate { common_name: "alice".to_owned(), sha256: [0xab; 32] };
+        let certificate = Identity::Certificate {
+            common_name: "alice".to_owned(),
+            sha256: [0xab; 32],
+        };
         assert_eq!(certificate.to_string(), "cert:alice#abababababababab");
     }
 }

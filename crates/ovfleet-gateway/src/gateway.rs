@@ -99,12 +99,27 @@ impl Gateway {
         for problem in config.problems() {
             tracing::warn!("{problem}");
         }
-        let Config { name, state_dir, listen, journal, limits, instances, discover } = config;
+        let Config {
+            name,
+            state_dir,
+            listen,
+            journal,
+            limits,
+            instances,
+            discover,
+        } = config;
         let state = State::open(state_dir.as_deref(), name.as_str())?;
         // First the listeners: what is wrong with them shall not cost sessions.
-        let grpc_listeners = listen.grpc.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        let http_listeners =
-            listen.http.iter().map(|address| Listener::tcp(*address, true)).collect::<Result<Vec<_>, _>>()?;
+        let grpc_listeners = listen
+            .grpc
+            .iter()
+            .map(open)
+            .collect::<Result<Vec<_>, _>>()?;
+        let http_listeners = listen
+            .http
+            .iter()
+            .map(|address| Listener::tcp(*address, true))
+            .collect::<Result<Vec<_>, _>>()?;
 
         let fleet = Fleet::new(&FleetConfig {
             gateway: name.clone(),
@@ -121,6 +136,8 @@ impl Gateway {
         let context = Arc::new(Context {
             fleet: fleet.clone(),
             cursors: Cursors::new(name.as_str(), &state.cursor_key),
+            // The rest is for what stands beside the rows.
+            rows_bytes_max: limits.response_size / 8 * 7,
             streams: Streams::new(limits.streams),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
@@ -149,18 +166,29 @@ impl Gateway {
         let admission = Admission::new(&limits);
         for listener in grpc_listeners {
             let service = Service::Grpc(service.clone());
-            gateway.grpc.spawn(listener.run(service, admission.clone(), gateway.stop.clone()));
+            gateway
+                .grpc
+                .spawn(listener.run(service, admission.clone(), gateway.stop.clone()));
         }
-        let admission = Admission::new(&Limits { connections: HTTP_CONNECTIONS_MAX, ..limits });
+        let admission = Admission::new(&Limits {
+            connections: HTTP_CONNECTIONS_MAX,
+            ..limits
+        });
         for listener in http_listeners {
             let service = Service::Http(port.clone());
             let stop = gateway.stop_background.clone();
-            gateway.background.spawn(listener.run(service, admission.clone(), stop));
+            gateway
+                .background
+                .spawn(listener.run(service, admission.clone(), stop));
         }
         if !discovery.is_static() {
             let (fleet, stop) = (fleet.clone(), gateway.stop_background.clone());
             gateway.background.spawn(async move {
-                while stop.run_until_cancelled(discovery.changed()).await.is_some() {
+                while stop
+                    .run_until_cancelled(discovery.changed())
+                    .await
+                    .is_some()
+                {
                     let specs;
                     (discovery, specs) = scan(discovery).await;
                     if let Err(error) = fleet.set_instances(specs).await {
@@ -171,7 +199,11 @@ impl Gateway {
         }
         let stop = gateway.stop_background.clone();
         gateway.background.spawn(async move {
-            while stop.run_until_cancelled(sleep(AGING_INTERVAL)).await.is_some() {
+            while stop
+                .run_until_cancelled(sleep(AGING_INTERVAL))
+                .await
+                .is_some()
+            {
                 fleet.journal().handle_time(SystemTime::now());
             }
         });
@@ -194,7 +226,8 @@ impl Gateway {
     pub fn broadcast(&mut self, log: LogBroadcast) {
         let (fleet, stop) = (self.context.fleet.clone(), self.stop_background.clone());
         self.background.spawn(async move {
-            stop.run_until_cancelled(log.run(|detail| fleet.record(detail))).await;
+            stop.run_until_cancelled(log.run(|detail| fleet.record(detail)))
+                .await;
         });
     }
 
@@ -217,7 +250,16 @@ impl Gateway {
     /// Ends it: takes no new calls, lets streams say farewell and actions
     /// finish for at most `grace`, then cuts what is left and ends the sessions.
     pub async fn shutdown(self, grace: Duration) {
-        let Self { context, health, mut grpc, mut background, stop, stop_background, activity, .. } = self;
+        let Self {
+            context,
+            health,
+            mut grpc,
+            mut background,
+            stop,
+            stop_background,
+            activity,
+            ..
+        } = self;
         let deadline = Instant::now() + grace;
         tracing::info!(callers = activity.connections(), "draining");
         health.drain();
@@ -234,7 +276,10 @@ impl Gateway {
             }
         };
         if timeout(deadline - Instant::now(), drained).await.is_err() {
-            tracing::warn!(callers = activity.connections(), "callers did not leave in time: cut");
+            tracing::warn!(
+                callers = activity.connections(),
+                "callers did not leave in time: cut"
+            );
         }
         grpc.shutdown().await;
         stop_background.cancel();
@@ -245,7 +290,10 @@ impl Gateway {
 }
 
 fn has_running_actions(fleet: &Fleet) -> bool {
-    fleet.actions(None, ACTIONS_LOOKED_AT).iter().any(|action| action.finished.is_none())
+    fleet
+        .actions(None, ACTIONS_LOOKED_AT)
+        .iter()
+        .any(|action| action.finished.is_none())
 }
 
 /// Scans where blocking is allowed.
@@ -264,7 +312,11 @@ fn open(config: &GrpcListener) -> Result<Listener, StartError> {
     Ok(match config {
         GrpcListener::Unix(socket) => Listener::unix(socket)?,
         GrpcListener::Plaintext { address, control } => Listener::tcp(*address, !control)?,
-        GrpcListener::Tls { address, files, control } => {
+        GrpcListener::Tls {
+            address,
+            files,
+            control,
+        } => {
             let tls = load_tls(files)?;
             Listener::tcp(*address, !control)?.with_tls(tls)
         }

@@ -6,7 +6,8 @@ use futures_util::{Stream, StreamExt as _, stream};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::{
-    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    HealthCheckRequest, HealthCheckResponse,
+    health_check_response::ServingStatus,
     health_server::{Health, HealthServer},
 };
 
@@ -28,7 +29,10 @@ pub(crate) struct HealthReporter(watch::Sender<ServingStatus>);
 /// A reporter and its service, which is serving.
 pub(crate) fn health() -> (HealthReporter, HealthServer<HealthService>) {
     let (sender, status) = watch::channel(ServingStatus::Serving);
-    (HealthReporter(sender), HealthServer::new(HealthService { status }))
+    (
+        HealthReporter(sender),
+        HealthServer::new(HealthService { status }),
+    )
 }
 
 impl HealthReporter {
@@ -45,7 +49,9 @@ fn is_known(service: &str) -> bool {
 }
 
 fn response(status: ServingStatus) -> HealthCheckResponse {
-    HealthCheckResponse { status: status.into() }
+    HealthCheckResponse {
+        status: status.into(),
+    }
 }
 
 #[tonic::async_trait]
@@ -58,7 +64,9 @@ impl Health for HealthService {
         if is_known(service) {
             Ok(Response::new(response(*self.status.borrow())))
         } else {
-            Err(Status::not_found(format!("there is no service {service:?} here")))
+            Err(Status::not_found(format!(
+                "there is no service {service:?} here"
+            )))
         }
     }
 
@@ -83,6 +91,8 @@ impl Health for HealthService {
             ServingStatus::Serving if !known => ServingStatus::ServiceUnknown,
             status => status,
         };
-        Ok(Response::new(Box::pin(statuses.map(move |status| Ok(response(shown(status)))))))
+        Ok(Response::new(Box::pin(
+            statuses.map(move |status| Ok(response(shown(status)))),
+        )))
     }
 }

@@ -46,7 +46,11 @@ impl Port {
             started: Instant::now(),
             dialled: AtomicBool::new(false),
         };
-        Self { context, metrics, readiness }
+        Self {
+            context,
+            metrics,
+            readiness,
+        }
     }
 
     pub(crate) fn router(self) -> Router {
@@ -61,13 +65,18 @@ impl Port {
 async fn ready(State(port): State<Arc<Port>>) -> Response {
     match port.readiness.obstacle() {
         None => "ready\n".into_response(),
-        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, format!("{obstacle}\n")).into_response(),
+        Some(obstacle) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{obstacle}\n")).into_response()
+        }
     }
 }
 
 async fn figures(State(port): State<Arc<Port>>) -> Response {
     // A quiet journal ages too, and its depth is about to be told.
-    port.context.fleet.journal().handle_time(std::time::SystemTime::now());
+    port.context
+        .fleet
+        .journal()
+        .handle_time(std::time::SystemTime::now());
     match port.metrics.render() {
         Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -86,10 +95,15 @@ impl Readiness {
         let instances = self.context.fleet.instances();
         let undecided = instances
             .iter()
-            .filter(|instance| instance.with_table(|table| table.status().condition) == Condition::Connecting)
+            .filter(|instance| {
+                instance.with_table(|table| table.status().condition) == Condition::Connecting
+            })
             .count();
         if undecided > 0 && self.started.elapsed() < FIRST_DIALS_MAX {
-            return Some(format!("{undecided} of {} instances not dialled yet", instances.len()));
+            return Some(format!(
+                "{undecided} of {} instances not dialled yet",
+                instances.len()
+            ));
         }
         self.dialled.store(true, Ordering::Relaxed);
         None

@@ -30,7 +30,10 @@ pub(crate) struct CallerPresent(Activity);
 
 impl Activity {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(State { connections: 0, last: Instant::now() })))
+        Self(Arc::new(Mutex::new(State {
+            connections: 0,
+            last: Instant::now(),
+        })))
     }
 
     fn with<T>(&self, access: impl FnOnce(&mut State) -> T) -> T {
@@ -86,7 +89,13 @@ impl IdleWatch {
     pub async fn wait(&self, quiet: Duration) {
         loop {
             let calm = self.activity.quiet_for();
-            if calm >= quiet && !self.fleet.instances().iter().any(|instance| is_attached(instance)) {
+            if calm >= quiet
+                && !self
+                    .fleet
+                    .instances()
+                    .iter()
+                    .any(|instance| is_attached(instance))
+            {
                 return;
             }
             sleep(quiet.saturating_sub(calm).clamp(REST.0, REST.1)).await;

@@ -29,8 +29,8 @@ mod status;
 pub use caller::{Caller, Identity, ReadOnlyListener};
 pub use config::{
     Config, ConfigError, ConfigErrors, DEFAULT_SOCKET, DiscoverConfig, DiscoverSource,
-    GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, Place,
-    SocketConfig, TlsFiles,
+    GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, Place, SocketConfig,
+    TlsFiles,
 };
 pub use gateway::{Addresses, Failed, Gateway, StartError};
 pub use idle::IdleWatch;

@@ -16,8 +16,15 @@ use std::{
 use openvpn_fleet::Detail;
 use openvpn_management::{LogFlags, Text};
 use tokio::{sync::mpsc, time::Instant};
-use tracing::{Event, Level, Subscriber, field::Field};
-use tracing_subscriber::layer::{Context, Layer};
+use tracing::{
+    Event, Level, Subscriber,
+    field::Field,
+    span::{Attributes, Id},
+};
+use tracing_subscriber::{
+    layer::{Context, Layer},
+    registry::LookupSpan,
+};
 
 /// Lines that may wait to become events; further ones are left out and counted.
 const LINES_MAX: usize = 256;
@@ -47,15 +54,37 @@ pub struct LogBroadcast {
 pub fn log_broadcast() -> (LogLayer, LogBroadcast) {
     let (sender, receiver) = mpsc::channel(LINES_MAX);
     let left_out = Arc::new(AtomicU64::new(0));
-    let layer = LogLayer { lines: sender, left_out: Arc::clone(&left_out) };
-    (layer, LogBroadcast { lines: receiver, left_out })
+    let layer = LogLayer {
+        lines: sender,
+        left_out: Arc::clone(&left_out),
+    };
+    (
+        layer,
+        LogBroadcast {
+            lines: receiver,
+            left_out,
+        },
+    )
 }
 
-impl<S: Subscriber> Layer<S> for LogLayer {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+/// The fields of a span, ` key=value …`, for the lines in it.
+struct SpanFields(String);
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        if let Some(span) = context
+            .span(id)
+            .filter(|span| is_ours(span.metadata().target()))
+        {
+            let mut line = Line::default();
+            attributes.record(&mut line);
+            span.extensions_mut().insert(SpanFields(line.fields));
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let metadata = event.metadata();
-        let ours = TARGETS.iter().any(|target| metadata.target().starts_with(target));
-        if !ours || *metadata.level() > Level::INFO {
+        if !is_ours(metadata.target()) || *metadata.level() > Level::INFO {
             return;
         }
         let flags = match *metadata.level() {
@@ -65,11 +94,24 @@ impl<S: Subscriber> Layer<S> for LogLayer {
         };
         let mut line = Line::default();
         event.record(&mut line);
+        for span in context.event_scope(event).into_iter().flatten() {
+            if let Some(SpanFields(fields)) = span.extensions().get() {
+                line.fields.push_str(fields);
+            }
+        }
         let text = Text::from(line.finish());
-        if self.lines.try_send(Detail::GatewayLog { flags, text }).is_err() {
+        if self
+            .lines
+            .try_send(Detail::GatewayLog { flags, text })
+            .is_err()
+        {
             self.left_out.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+fn is_ours(target: &str) -> bool {
+    TARGETS.iter().any(|ours| target.starts_with(ours))
 }
 
 impl LogBroadcast {
@@ -147,13 +189,19 @@ mod tests {
         let (layer, broadcast) = log_broadcast();
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             tracing::info!(instance = "eu1", "attached\nnow");
-            tracing::warn!(target: "openvpn_session::driver", "late");
+            let span = tracing::info_span!(target: "openvpn_fleet", "session", instance = "eu2");
+            span.in_scope(|| tracing::warn!(target: "openvpn_session::driver", "late"));
             tracing::debug!("detail");
             tracing::error!(target: "h2::proto", "frame");
         });
         let seen = Mutex::new(Vec::new());
-        broadcast.run(|detail| seen.lock().unwrap().push(detail)).await;
-        assert_eq!(texts(&seen.into_inner().unwrap()), ["I attached now instance=\"eu1\"", "W late"]);
+        broadcast
+            .run(|detail| seen.lock().unwrap().push(detail))
+            .await;
+        assert_eq!(
+            texts(&seen.into_inner().unwrap()),
+            ["I attached now instance=\"eu1\"", "W late instance=\"eu2\""]
+        );
     }
 
     /// However much is logged, the journal gets a bounded part, and says so.
@@ -164,9 +212,19 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             (0..2 * LINES_MAX).for_each(|number| tracing::info!(number, "again"));
         });
-        broadcast.run(|detail| seen.lock().unwrap().push(detail)).await;
+        broadcast
+            .run(|detail| seen.lock().unwrap().push(detail))
+            .await;
         let seen = texts(&seen.into_inner().unwrap());
-        assert!(seen.len() <= usize::try_from(LINES_PER_SECOND_MAX).unwrap() + 1, "{}", seen.len());
-        assert!(seen[0].contains(&format!("{LINES_MAX} lines are left out")), "{}", seen[0]);
+        assert!(
+            seen.len() <= usize::try_from(LINES_PER_SECOND_MAX).unwrap() + 1,
+            "{}",
+            seen.len()
+        );
+        assert!(
+            seen[0].contains(&format!("{LINES_MAX} lines are left out")),
+            "{}",
+            seen[0]
+        );
     }
 }

@@ -68,7 +68,12 @@ impl Sampler {
         let Context { fleet, streams, .. } = &*self.context;
         let journal = fleet.journal();
         let lag = streams.hindmost().map_or(0.0, |sequence| {
-            journal.lag(Position { run: journal.run(), sequence }).as_secs_f64()
+            journal
+                .lag(Position {
+                    run: journal.run(),
+                    sequence,
+                })
+                .as_secs_f64()
         });
         let help = "Connections of gRPC callers";
         gauge(encoder, "callers", help, None)?.encode_gauge(&self.activity.connections())?;
@@ -80,7 +85,10 @@ impl Sampler {
 }
 
 fn gateway(encoder: &mut DescriptorEncoder<'_>, fleet: &Fleet) -> fmt::Result {
-    let labels = [("name", fleet.gateway().as_str()), ("version", env!("CARGO_PKG_VERSION"))];
+    let labels = [
+        ("name", fleet.gateway().as_str()),
+        ("version", env!("CARGO_PKG_VERSION")),
+    ];
     encoder
         .encode_descriptor("gateway", "This gateway", None, MetricType::Info)?
         .encode_info(&labels)
@@ -107,21 +115,35 @@ fn samples(fleet: &Fleet) -> Vec<Sample> {
 }
 
 fn instances(encoder: &mut DescriptorEncoder<'_>, samples: &[Sample]) -> fmt::Result {
-    let mut metric = gauge(encoder, "instances", "Instances by condition of their session", None)?;
+    let mut metric = gauge(
+        encoder,
+        "instances",
+        "Instances by condition of their session",
+        None,
+    )?;
     for condition in CONDITIONS {
-        let count = samples.iter().filter(|sample| sample.condition == condition).count();
-        family(&mut metric, &[("condition", condition)], |metric| metric.encode_gauge(&count))?;
+        let count = samples
+            .iter()
+            .filter(|sample| sample.condition == condition)
+            .count();
+        family(&mut metric, &[("condition", condition)], |metric| {
+            metric.encode_gauge(&count)
+        })?;
     }
     let help = "Clients connected to an instance that can be asked now";
     let mut metric = gauge(encoder, "instance_clients", help, None)?;
     for sample in samples {
-        family(&mut metric, &sample.labels(), |metric| metric.encode_gauge(&sample.clients))?;
+        family(&mut metric, &sample.labels(), |metric| {
+            metric.encode_gauge(&sample.clients)
+        })?;
     }
     let help = "Clients that have begun a handshake and have no name yet";
     let mut metric = gauge(encoder, "instance_half_open_clients", help, None)?;
     for sample in samples {
         let count = &sample.half_open_clients;
-        family(&mut metric, &sample.labels(), |metric| metric.encode_gauge(count))?;
+        family(&mut metric, &sample.labels(), |metric| {
+            metric.encode_gauge(count)
+        })?;
     }
     let help = "Bytes the daemon received from its clients, as far as the gateway saw them";
     let mut metric = counter(encoder, "instance_received", help, Some(&Unit::Bytes))?;
@@ -163,24 +185,41 @@ fn journal(encoder: &mut DescriptorEncoder<'_>, fleet: &Fleet) -> fmt::Result {
     let journal = fleet.journal();
     let mut metric = counter(encoder, "events", "Events by kind", None)?;
     for kind in Kind::ALL {
-        count(&mut metric, &[("kind", kind.as_str())], journal.counts().events(*kind))?;
+        count(
+            &mut metric,
+            &[("kind", kind.as_str())],
+            journal.counts().events(*kind),
+        )?;
     }
     let depth = journal.depth();
-    let mut metric = gauge(encoder, "journal_entries", "Events kept, by class of retention", None)?;
+    let mut metric = gauge(
+        encoder,
+        "journal_entries",
+        "Events kept, by class of retention",
+        None,
+    )?;
     for class in &depth {
         let labels = [("class", class_name(class.class))];
-        family(&mut metric, &labels, |metric| metric.encode_gauge(&class.entries))?;
+        family(&mut metric, &labels, |metric| {
+            metric.encode_gauge(&class.entries)
+        })?;
     }
     let help = "Memory of the events kept, by class of retention";
     let mut metric = gauge(encoder, "journal_size", help, Some(&Unit::Bytes))?;
     for class in &depth {
         let labels = [("class", class_name(class.class))];
-        family(&mut metric, &labels, |metric| metric.encode_gauge(&class.bytes))?;
+        family(&mut metric, &labels, |metric| {
+            metric.encode_gauge(&class.bytes)
+        })?;
     }
     let help = "Events thrown away for age or want of room, by class of retention";
     let mut metric = counter(encoder, "journal_evicted", help, None)?;
     for class in &depth {
-        count(&mut metric, &[("class", class_name(class.class))], class.evicted)?;
+        count(
+            &mut metric,
+            &[("class", class_name(class.class))],
+            class.evicted,
+        )?;
     }
     Ok(())
 }
@@ -233,7 +272,9 @@ fn family(
 }
 
 fn count(metric: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
-    family(metric, labels, |metric| metric.encode_counter::<NoLabelSet, _, u64>(&value, None))
+    family(metric, labels, |metric| {
+        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    })
 }
 
 impl fmt::Debug for Sampler {

@@ -189,24 +189,29 @@ impl<R> Page<R> {
         self.rows.len() > self.size
     }
 
-    /// The rows in order, and the key of the last one if there are more behind it.
-    pub(crate) fn finish(self) -> (Vec<R>, Option<RowKey>) {
-        let more = self.rows.len() > self.size;
-        let mut rows = Vec::with_capacity(self.rows.len().min(self.size));
-        let mut last = None;
-        let mut take = |(key, row): (RowKey, R)| {
+    /// The rows in order, as many as fit into `bytes_max`, and the key of the last
+    /// one if there are more behind it. One row is always given: a page without
+    /// any would never end the list.
+    pub(crate) fn finish(self, bytes_max: usize) -> (Vec<R>, Option<RowKey>)
+    where
+        R: Message,
+    {
+        let total = self.rows.len();
+        let mut in_order: Box<dyn Iterator<Item = (RowKey, R)>> = if self.descending {
+            Box::new(self.rows.into_iter().rev())
+        } else {
+            Box::new(self.rows.into_iter())
+        };
+        let (mut rows, mut last, mut bytes) = (Vec::with_capacity(total.min(self.size)), None, 0);
+        for (key, row) in in_order.by_ref().take(self.size) {
+            bytes += row.encoded_len();
+            if bytes > bytes_max && !rows.is_empty() {
+                break;
+            }
             rows.push(row);
             last = Some(key);
-        };
-        if self.descending {
-            self.rows
-                .into_iter()
-                .rev()
-                .take(self.size)
-                .for_each(&mut take);
-        } else {
-            self.rows.into_iter().take(self.size).for_each(&mut take);
         }
+        let more = total > rows.len();
         (rows, last.filter(|_| more))
     }
 }
@@ -223,7 +228,7 @@ mod tests {
     }
 
     /// Pages through `cids` offered in a scrambled order, and gives what was seen.
-    fn walk(cids: &[u64], size: usize, descending: bool) -> Vec<u64> {
+    fn walk(cids: &[u64], size: usize, bytes_max: usize, descending: bool) -> Vec<u64> {
         let mut seen = Vec::new();
         let mut after = None;
         loop {
@@ -232,25 +237,34 @@ mod tests {
                 let cid = cids[(index * 7) % cids.len()];
                 page.offer(key(cid), || cid);
             }
-            let (rows, last) = page.finish();
+            let (rows, last) = page.finish(bytes_max);
             assert!(rows.len() <= size);
+            let bytes: usize = rows.iter().map(Message::encoded_len).sum();
+            assert!(bytes <= bytes_max || rows.len() == 1, "{rows:?}");
             seen.extend(rows);
             let Some(last) = last else { return seen };
             after = Some(last);
         }
     }
 
-    /// Fails if a row is skipped or comes twice at any size of page.
+    /// Fails if a row is skipped or comes twice at any size of page, be the page
+    /// cut by its number of rows or by its bytes.
     #[test]
     fn every_row_is_on_exactly_one_page() {
         let cids: Vec<u64> = (0..23).collect();
-        for size in 1..30 {
-            assert_eq!(walk(&cids, size, false), cids, "size {size}");
-            let mut falling = walk(&cids, size, true);
+        for (size, bytes_max) in
+            (1..30).flat_map(|size| [0, 3, 10, 1_000].map(|bytes| (size, bytes)))
+        {
+            assert_eq!(
+                walk(&cids, size, bytes_max, false),
+                cids,
+                "{size} rows, {bytes_max} bytes"
+            );
+            let mut falling = walk(&cids, size, bytes_max, true);
             falling.reverse();
-            assert_eq!(falling, cids, "descending, size {size}");
+            assert_eq!(falling, cids, "descending, {size} rows, {bytes_max} bytes");
         }
-        assert_eq!(walk(&[], 5, false), Vec::<u64>::new());
+        assert_eq!(walk(&[], 5, 10, false), Vec::<u64>::new());
     }
 
     #[test]

@@ -62,12 +62,18 @@ impl State {
     /// forged cursor could ask for, `oldest` gives to anybody who may stream.
     pub(crate) fn open(directory: Option<&Path>, gateway: &str) -> Result<Self, StateError> {
         let Some(directory) = directory else {
-            return Ok(Self { cursor_key: key_of_name(gateway), _lock: None });
+            return Ok(Self {
+                cursor_key: key_of_name(gateway),
+                _lock: None,
+            });
         };
         fs::create_dir_all(directory).map_err(at(directory))?;
         let lock = lock(directory)?;
         let cursor_key = cursor_key(&directory.join("cursor.key"))?;
-        Ok(Self { cursor_key, _lock: Some(lock) })
+        Ok(Self {
+            cursor_key,
+            _lock: Some(lock),
+        })
     }
 }
 
@@ -75,7 +81,12 @@ fn lock(directory: &Path) -> Result<File, StateError> {
     let path = directory.join("lock");
     let open = || {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
         options.open(&path)
     };
     let mut file = open().map_err(at(&path))?;
@@ -85,25 +96,37 @@ fn lock(directory: &Path) -> Result<File, StateError> {
             let mut holder = String::new();
             // What cannot be read leaves the holder unnamed.
             let _ = file.take(32).read_to_string(&mut holder);
-            return Err(StateError::InUse { path: directory.to_owned(), holder: holder.trim().to_owned() });
+            return Err(StateError::InUse {
+                path: directory.to_owned(),
+                holder: holder.trim().to_owned(),
+            });
         }
         Err(error) => return Err(at(&path)(error.into())),
     }
-    let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    let noted = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
     noted.map_err(at(&path))?;
     Ok(file)
 }
 
 fn cursor_key(path: &Path) -> Result<[u8; CURSOR_KEY_BYTES], StateError> {
     match fs::read(path) {
-        Ok(key) => key.try_into().map_err(|_| StateError::Key { path: path.to_owned() }),
+        Ok(key) => key.try_into().map_err(|_| StateError::Key {
+            path: path.to_owned(),
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = random_key()?;
             // Written beside and renamed: a crash leaves no half a key.
             let new = path.with_extension("key.new");
             let write = || {
                 let mut options = OpenOptions::new();
-                let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+                let mut file = options
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .mode(0o600)
+                    .open(&new)?;
                 file.write_all(&key)?;
                 file.sync_all()?;
                 fs::rename(&new, path)
@@ -132,7 +155,10 @@ fn random_key() -> Result<[u8; CURSOR_KEY_BYTES], StateError> {
 
 fn at(path: &Path) -> impl Fn(io::Error) -> StateError {
     let path = path.to_owned();
-    move |source| StateError::Io { path: path.clone(), source }
+    move |source| StateError::Io {
+        path: path.clone(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -146,13 +172,24 @@ mod tests {
     fn a_second_process_is_told_who_has_it() {
         let directory = tempfile::tempdir().unwrap();
         let first = State::open(Some(directory.path()), "vpn1").unwrap();
-        let error = State::open(Some(directory.path()), "vpn1").unwrap_err().to_string();
-        assert!(error.contains(&format!("process {}:", std::process::id())), "{error}");
+        let error = State::open(Some(directory.path()), "vpn1")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&format!("process {}:", std::process::id())),
+            "{error}"
+        );
         let key = first.cursor_key;
         drop(first);
         let second = State::open(Some(directory.path()), "vpn1").unwrap();
-        assert_eq!(second.cursor_key, key, "cursors of the run before stay readable");
-        let mode = fs::metadata(directory.path().join("cursor.key")).unwrap().permissions().mode();
+        assert_eq!(
+            second.cursor_key, key,
+            "cursors of the run before stay readable"
+        );
+        let mode = fs::metadata(directory.path().join("cursor.key"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

@@ -1,5 +1,8 @@
 //! A gateway as its callers and monitors see it, from start to drain.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and so do its helpers"
+)]
 
 use std::{
     fs,
@@ -57,13 +60,18 @@ fn config(directory: &TempDir, text: &str) -> Config {
 }
 
 async fn get(address: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address.strip_prefix("http://").unwrap()).await.unwrap();
+    let mut stream = TcpStream::connect(address.strip_prefix("http://").unwrap())
+        .await
+        .unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    (
+        head.split(' ').nth(1).unwrap().parse().unwrap(),
+        body.to_owned(),
+    )
 }
 
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -78,7 +86,9 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 fn request(service: &str) -> HealthCheckRequest {
-    HealthCheckRequest { service: service.to_owned() }
+    HealthCheckRequest {
+        service: service.to_owned(),
+    }
 }
 
 /// A load balancer follows Watch: it must hear of the drain, and not hold it up.
@@ -86,23 +96,45 @@ fn request(service: &str) -> HealthCheckRequest {
 async fn health_says_not_serving_while_draining_and_ends() {
     let running = Running::start("").await;
     let mut health = HealthClient::new(running.channel().await);
-    for service in ["", "ovfleet.v1.FleetService", "ovfleet.v1.EventService", "ovfleet.v1.ControlService"] {
-        let status = health.check(request(service)).await.unwrap().into_inner().status();
+    for service in [
+        "",
+        "ovfleet.v1.FleetService",
+        "ovfleet.v1.EventService",
+        "ovfleet.v1.ControlService",
+    ] {
+        let status = health
+            .check(request(service))
+            .await
+            .unwrap()
+            .into_inner()
+            .status();
         assert_eq!(status, ServingStatus::Serving, "{service}");
     }
     let unknown = health.check(request("nobody")).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     let mut watch = health.watch(request("")).await.unwrap().into_inner();
-    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    assert_eq!(
+        watch.message().await.unwrap().unwrap().status(),
+        ServingStatus::Serving
+    );
     let mut unknown = health.watch(request("nobody")).await.unwrap().into_inner();
-    assert_eq!(unknown.message().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
+    assert_eq!(
+        unknown.message().await.unwrap().unwrap().status(),
+        ServingStatus::ServiceUnknown
+    );
 
     let start = Instant::now();
     let shutdown = tokio::spawn(running.gateway.shutdown(PATIENCE));
-    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert_eq!(
+        watch.message().await.unwrap().unwrap().status(),
+        ServingStatus::NotServing
+    );
     assert!(watch.message().await.unwrap().is_none());
     timeout(PATIENCE, shutdown).await.unwrap().unwrap();
-    assert!(start.elapsed() < PATIENCE / 2, "the open streams held up the drain");
+    assert!(
+        start.elapsed() < PATIENCE / 2,
+        "the open streams held up the drain"
+    );
     assert!(!running.directory.path().join("ovfleet.sock").exists());
 }
 
@@ -116,12 +148,24 @@ async fn ready_after_the_first_dials() {
     )
     .await;
     assert_eq!(running.get("/healthz").await, (200, "ok\n".to_owned()));
-    until("readiness", async || (running.get("/readyz").await.0 == 200).then_some(())).await;
+    until("readiness", async || {
+        (running.get("/readyz").await.0 == 200).then_some(())
+    })
+    .await;
     let (code, metrics) = running.get("/metrics").await;
     assert_eq!(code, 200);
-    assert!(metrics.contains("ovfleet_instances{condition=\"UNREACHABLE\"} 2"), "{metrics}");
-    assert!(metrics.contains("ovfleet_events_total{kind=\"instance.added\"} 2"), "{metrics}");
-    assert!(metrics.contains("ovfleet_instance_sent_bytes_total{instance=\"gone\"} 0"), "{metrics}");
+    assert!(
+        metrics.contains("ovfleet_instances{condition=\"UNREACHABLE\"} 2"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("ovfleet_events_total{kind=\"instance.added\"} 2"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("ovfleet_instance_sent_bytes_total{instance=\"gone\"} 0"),
+        "{metrics}"
+    );
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
     assert_eq!(running.get("/other").await.0, 404);
 }
@@ -129,9 +173,15 @@ async fn ready_after_the_first_dials() {
 /// The services are reachable through the listener that callers use.
 #[tokio::test]
 async fn the_fleet_answers_on_the_socket() {
-    let running = Running::start("name = \"g\"\n[[instance]]\nname = \"a\"\naddress = \"unix:@/a.sock\"\n").await;
+    let running =
+        Running::start("name = \"g\"\n[[instance]]\nname = \"a\"\naddress = \"unix:@/a.sock\"\n")
+            .await;
     let mut fleet = FleetServiceClient::new(running.channel().await);
-    let summary = fleet.get_summary(GetSummaryRequest::default()).await.unwrap().into_inner();
+    let summary = fleet
+        .get_summary(GetSummaryRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(summary.totals.unwrap().instances, 1);
 }
 
@@ -142,14 +192,22 @@ async fn a_discovered_socket_joins_the_fleet_within_a_second() {
     assert!(running.gateway.fleet().instances().is_empty());
     let _daemon = UnixListener::bind(running.directory.path().join("run-eu1.sock")).unwrap();
     let start = Instant::now();
-    until("discovery", async || running.gateway.fleet().instance("run-eu1")).await;
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    until("discovery", async || {
+        running.gateway.fleet().instance("run-eu1")
+    })
+    .await;
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 /// A password file that others can read stops its instance, not the gateway.
 #[tokio::test]
 async fn a_bad_password_file_stops_its_instance_alone() {
-    let text = "[[instance]]\nname = \"a\"\naddress = \"unix:@/a.sock\"\npassword_file = \"none\"\n";
+    let text =
+        "[[instance]]\nname = \"a\"\naddress = \"unix:@/a.sock\"\npassword_file = \"none\"\n";
     let running = Running::start(text).await;
     assert!(running.gateway.fleet().instance("a").is_some());
 }
@@ -162,8 +220,14 @@ async fn a_second_gateway_does_not_start() {
     let same = Config::load(&path).unwrap();
     let error = Gateway::start(same.clone()).await.map(|_| ()).unwrap_err();
     assert!(matches!(&error, StartError::State(_)), "{error}");
-    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
-    let elsewhere = Config { state_dir: None, ..same.clone() };
+    assert!(
+        error.to_string().contains(&std::process::id().to_string()),
+        "{error}"
+    );
+    let elsewhere = Config {
+        state_dir: None,
+        ..same.clone()
+    };
     let error = Gateway::start(elsewhere).await.map(|_| ()).unwrap_err();
     assert!(matches!(&error, StartError::Bind(_)), "{error}");
     running.gateway.shutdown(PATIENCE).await;
@@ -178,15 +242,24 @@ async fn idle_when_nothing_is_attached_and_nobody_calls() {
     let (idle, quiet) = (running.gateway.idle_watch(), Duration::from_millis(100));
     let mut health = HealthClient::new(running.channel().await);
     health.check(request("")).await.unwrap();
-    timeout(quiet * 5, idle.wait(quiet)).await.expect_err("somebody is connected");
+    timeout(quiet * 5, idle.wait(quiet))
+        .await
+        .expect_err("somebody is connected");
     drop(health);
-    timeout(PATIENCE, idle.wait(quiet)).await.expect("nobody is left");
+    timeout(PATIENCE, idle.wait(quiet))
+        .await
+        .expect("nobody is left");
 }
 
 /// The example that is shipped is what people copy.
 #[test]
 fn the_example_configuration_loads() {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../deploy/ovfleet.toml"].iter().collect();
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../deploy/ovfleet.toml"]
+        .iter()
+        .collect();
     let config = Config::load(Path::new(&path)).unwrap();
-    assert!(config.instances.len() >= 2 && config.discover.len() == 2, "{config:?}");
+    assert!(
+        config.instances.len() >= 2 && config.discover.len() == 2,
+        "{config:?}"
+    );
 }

@@ -8,6 +8,7 @@ use std::{
 
 use ovfleet_proto::v1::{KillClientsResponse, KillResult, Outcome, SignalResult};
 use tonic::{Code, Response, Status};
+use tonic_types::RpcStatusExt as _;
 
 use crate::{
     failure::{Failure, Verdict, is_timeout, is_transport},
@@ -172,11 +173,16 @@ fn outcome(value: i32) -> Cell {
     )
 }
 
+/// What a status of one target says, and which option helps.
 fn status_words(status: Option<&tonic_types::Status>) -> String {
-    status
-        .filter(|status| status.code != 0)
-        .map(|status| escape(&status.message))
-        .unwrap_or_default()
+    let Some(status) = status.filter(|status| status.code != 0) else {
+        return String::new();
+    };
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    match reason.as_deref() {
+        Some("NEEDS_FORCE") => format!("{} (--force allows it)", escape(&status.message)),
+        _ => escape(&status.message),
+    }
 }
 
 /// A target's outcome leaves nothing to be done. `wait`: it was to be seen to

@@ -37,6 +37,8 @@ const KINDS: &str = "client.*,action.*,instance.attached,instance.detached,\
                      instance.condition,instance.state,instance.generation";
 
 pub(crate) async fn run(args: DemoArgs, caller: CallerArgs, output: &mut Output) -> Outcome {
+    // From before there is anything that has to be cleaned away.
+    let told_to_end = told_to_end();
     // Everything is in here, and goes with it.
     let dir = tempfile::Builder::new()
         .prefix("ovfleet-demo-")
@@ -72,7 +74,7 @@ pub(crate) async fn run(args: DemoArgs, caller: CallerArgs, output: &mut Output)
     };
     let outcome = tokio::select! {
         outcome = stream.run(&gateway, output) => outcome,
-        signal = told_to_end() => signal,
+        signal = told_to_end => signal,
         () = end => Ok(Verdict::Done),
         outcome = &mut life => Err(match outcome {
             Ok(Err(error)) => error.into(),

@@ -83,16 +83,27 @@ pub(crate) fn instances(rows: &[Instance], wide: bool, now: Timestamp) -> Table 
     table
 }
 
+/// What a list of clients is about, and keeps longest on a narrow terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Focus {
+    Addresses,
+    Traffic,
+}
+
 /// Clients, a row each.
-pub(crate) fn clients(rows: &[Client], wide: bool, now: Timestamp) -> Table {
+pub(crate) fn clients(rows: &[Client], focus: Focus, wide: bool, now: Timestamp) -> Table {
+    let (addresses, traffic) = match focus {
+        Focus::Addresses => (2, 5),
+        Focus::Traffic => (5, 1),
+    };
     let mut table = Table::new([
         column("INSTANCE"),
         column("NAME"),
         column("USERNAME").rank(3).optional(),
         column("VIRTUAL ADDRESS").rank(1),
-        column("REAL ADDRESS").rank(2),
-        column("RECEIVED").right().rank(5),
-        column("SENT").right().rank(5),
+        column("REAL ADDRESS").rank(addresses),
+        column("RECEIVED").right().rank(traffic),
+        column("SENT").right().rank(traffic),
         column("SINCE").rank(6),
         column("FOR").right().rank(4),
         column("CIPHER").rank(7),
@@ -233,7 +244,12 @@ mod tests {
     #[test]
     fn clients_fit_eighty_columns_and_keep_who_and_where() {
         let now = Timestamp::from_second(1_763_657_200).unwrap();
-        let table = clients(&[client("a-laptop-of-somebody@example.org")], false, now);
+        let table = clients(
+            &[client("a-laptop-of-somebody@example.org")],
+            Focus::Addresses,
+            false,
+            now,
+        );
         let text = table.render(Some(80), false);
         assert!(
             text.lines().all(|line| line.chars().count() <= 80),
@@ -243,21 +259,35 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(table.render(Some(200), false).contains("AES-256-GCM"));
+        let table = clients(&[client("alice")], Focus::Traffic, false, now);
+        assert!(table.render(Some(80), false).contains("RECEIVED"));
     }
 
     /// What `--ref` takes is what `--wide` shows.
     #[test]
     fn wide_shows_the_reference() {
-        let text = clients(&[client("alice")], true, Timestamp::now()).render(None, false);
+        let text = clients(&[client("alice")], Focus::Addresses, true, Timestamp::now())
+            .render(None, false);
         assert!(text.contains("vpn1/eu1/1763650000000000/3"), "{text}");
-        let text = clients(&[client("alice")], false, Timestamp::now()).render(None, false);
+        let text = clients(
+            &[client("alice")],
+            Focus::Addresses,
+            false,
+            Timestamp::now(),
+        )
+        .render(None, false);
         assert!(!text.contains("1763650000000000"), "{text}");
     }
 
     #[test]
     fn a_name_with_escapes_stays_in_its_cell() {
-        let text =
-            clients(&[client("\x1b[31mroot\nalice")], false, Timestamp::now()).render(None, false);
+        let text = clients(
+            &[client("\x1b[31mroot\nalice")],
+            Focus::Addresses,
+            false,
+            Timestamp::now(),
+        )
+        .render(None, false);
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.contains("\\x1b[31mroot\\nalice"), "{text}");
     }

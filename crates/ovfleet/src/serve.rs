@@ -30,14 +30,19 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     let open_files_max = privileges::raise_open_files()?;
     let config = Config::load(&args.config).map_err(|errors| mistakes(&errors))?;
     info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.name, open_files_max, "starting");
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(serve(config, broadcast, args.idle_exit))
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(serve(config, broadcast, args.idle_exit));
+    // Dropped, it would wait for a file that hangs.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Option<u64>) -> Outcome {
+    // From before the first caller can see that we run.
+    let told_to_end = told_to_end();
     let mut gateway = Gateway::start(config)
         .await
         .context("cannot start the gateway")?;
@@ -56,7 +61,7 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Optio
         }
     };
     let end = tokio::select! {
-        outcome = told_to_end() => outcome,
+        outcome = told_to_end => outcome,
         failed = gateway.wait() => Err(anyhow::Error::from(failed).into()),
         () = idle => Ok(Verdict::Done),
     };
@@ -71,18 +76,23 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Optio
     end
 }
 
-/// Returns when the process is asked to end: SIGTERM, or Ctrl-C.
-pub(crate) async fn told_to_end() -> Outcome {
+/// Ends when the process is asked to: SIGTERM, or Ctrl-C. Listens from the call
+/// on, not only from the first poll: until then a signal would end the process
+/// on the spot.
+pub(crate) fn told_to_end() -> impl Future<Output = Outcome> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
-    let (mut terminate, mut interrupt) = (
-        listen(SignalKind::terminate())?,
-        listen(SignalKind::interrupt())?,
+    let (terminate, interrupt) = (
+        listen(SignalKind::terminate()),
+        listen(SignalKind::interrupt()),
     );
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    async {
+        let (mut terminate, mut interrupt) = (terminate?, interrupt?);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(Verdict::Done)
     }
-    Ok(Verdict::Done)
 }
 
 /// Says everything that is wrong with a configuration.

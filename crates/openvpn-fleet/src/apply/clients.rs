@@ -70,8 +70,11 @@ impl Fold<'_> {
         if let Some(half_open) = self.table.clients.get(client.cid) {
             // What killed it or is known to end it stays true.
             client.mark.clone_from(&half_open.mark);
+            if client.peer_info.is_empty() {
+                client.peer_info = half_open.peer_info.clone();
+            }
         }
-        let counts_whole = match (client.connected_since, self.table.memory.counting_from) {
+        let counts_whole = match (client.connected_since(), self.table.memory.counting_from) {
             (Some(since), Some(counting_from)) => since >= counting_from,
             // Whoever connects before our eyes starts at 0.
             _ => matches!(told, Told::ByDaemon),
@@ -85,7 +88,7 @@ impl Fold<'_> {
             .take_place(&client, self.at.monotonic)
             .map(|cid| self.client_ref(cid));
         let event = self.event_client(&client);
-        let daemon_time = client.connected_since;
+        let daemon_time = client.connected_since();
         let detail = Detail::ClientEstablished(Box::new(connected(&client, predecessor)));
         self.table.clients.insert(client);
         self.emit_client(event, detail, daemon_time, told);
@@ -106,10 +109,10 @@ impl Fold<'_> {
         self.table.note_removed(cid, reason);
         self.table.remove_routes(cid);
         let word = last_word.unwrap_or_default();
-        if let (Some(received), Some(sent)) = (word.bytes_received, word.bytes_sent) {
-            if let Some(more) = client.raise_bytes(received, sent) {
-                self.count_traffic(more);
-            }
+        if let (Some(received), Some(sent)) = (word.bytes_received, word.bytes_sent)
+            && let Some(more) = client.raise_bytes(received, sent)
+        {
+            self.count_traffic(more);
         }
         self.table.memory.note_ending(&client, self.at.monotonic);
         let mark = client.mark.take().map(|mark| *mark).unwrap_or_default();
@@ -141,7 +144,7 @@ impl Fold<'_> {
             .inference()
             .map_or(self.at.wall, |inference| inference.not_after);
         let end = unix_seconds(end) + self.table.status.clock_offset.unwrap_or(0);
-        let seconds = end.saturating_sub(client.connected_since?);
+        let seconds = end.saturating_sub(client.connected_since()?);
         Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
     }
 
@@ -181,7 +184,7 @@ impl Fold<'_> {
 
 pub(super) fn connected(client: &Client, predecessor: Option<ClientRef>) -> ClientConnected {
     ClientConnected {
-        connected_since: client.connected_since,
+        connected_since: client.connected_since(),
         peer_info: client.peer_info.clone(),
         cipher: Text::copy_from(client.cipher()),
         predecessor,

@@ -51,7 +51,7 @@ impl Fold<'_> {
                 .is_some_and(|highest| cid <= highest);
             return is_lower.then_some(GenerationCause::CidLower);
         };
-        let is_other_time = match (known.connected_since, connected_since) {
+        let is_other_time = match (known.connected_since(), connected_since) {
             (Some(known), Some(shown)) => known != shown,
             _ => false,
         };

@@ -130,7 +130,12 @@ impl Fold<'_> {
         daemon_time: Option<i64>,
         told: Told,
     ) {
-        let event = self.event(detail, daemon_time, told.inference(), Some(client));
+        let event = self.event(
+            detail,
+            daemon_time,
+            told.inference(),
+            Some(Box::new(client)),
+        );
         self.records.push(Record::Event(event));
     }
 
@@ -139,7 +144,7 @@ impl Fold<'_> {
         detail: Detail,
         daemon_time: Option<i64>,
         inferred: Option<Inference>,
-        client: Option<EventClient>,
+        client: Option<Box<EventClient>>,
     ) -> Event {
         let generation = client.as_ref().map(|client| client.generation);
         Event {
@@ -172,3 +177,5 @@ impl Fold<'_> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod told;

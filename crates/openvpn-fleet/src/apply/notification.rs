@@ -157,7 +157,7 @@ impl Fold<'_> {
     fn handle_established(&mut self, cid: Cid, env: &Env) {
         let fresh = self.client_of_env(cid, env);
         if let Some(cause) =
-            self.generation_on_appearance(cid, fresh.connected_since, fresh.common_name())
+            self.generation_on_appearance(cid, fresh.connected_since(), fresh.common_name())
         {
             self.begin_generation(cause);
         }
@@ -183,7 +183,7 @@ impl Fold<'_> {
             // An established client authenticates again with REAUTH: this is another one.
             Some(GenerationCause::CidReused)
         } else {
-            self.generation_on_appearance(cid, fresh.connected_since, fresh.common_name())
+            self.generation_on_appearance(cid, fresh.connected_since(), fresh.common_name())
         };
         if let Some(cause) = cause {
             self.begin_generation(cause);
@@ -284,8 +284,8 @@ impl Fold<'_> {
             virtual_ipv6_address: get(b"ifconfig_pool_remote_ip6"),
         };
         let mut client = Client::new(cid, texts, self.at.wall);
-        client.connected_since =
-            parse_number(get(b"time_unix")).and_then(|time| i64::try_from(time).ok());
+        let since = parse_number(get(b"time_unix"));
+        client.set_connected_since(since.and_then(|time| i64::try_from(time).ok()));
         client.peer_info = PeerInfo::of_env(env, self.interner);
         client
     }

@@ -28,6 +28,9 @@ impl Fold<'_> {
         // A row that cannot be named cannot be shown either: before OpenVPN 2.4 there are no CIDs.
         status.quarantined_rows = shown.quarantined().count + without_cid;
         status.truncated = shown.is_truncated();
+        if status.daemon_version.is_empty() {
+            status.daemon_version = shown.title().clone();
+        }
         if let Some(time) = shown.time() {
             status.clock_offset = Some(time - unix_seconds(answered.wall));
         }
@@ -90,18 +93,15 @@ impl Fold<'_> {
             return;
         };
         if known.half_open && !row.is_half_open() && !is_waiting {
-            let mut client = self.client_of_row(cid, row, texts);
-            if let Some(known) = self.table.clients.get(cid) {
-                client.peer_info = known.peer_info.clone();
-            }
+            let client = self.client_of_row(cid, row, texts);
             self.establish(client, told);
             return;
         }
         let mut is_changed = known.set_texts(texts);
         is_changed |= known.set_cipher(row.cipher, self.interner);
-        is_changed |= std::mem::replace(&mut known.peer_id, row.peer_id) != row.peer_id;
-        if known.connected_since.is_none() {
-            known.connected_since = row.connected_since;
+        is_changed |= known.set_peer_id(row.peer_id);
+        if known.connected_since().is_none() {
+            known.set_connected_since(row.connected_since);
             is_changed |= row.connected_since.is_some();
         }
         let is_counted = !known.half_open;
@@ -117,10 +117,10 @@ impl Fold<'_> {
 
     fn client_of_row(&self, cid: Cid, row: &ClientRow<'_>, texts: ClientTexts<'_>) -> Client {
         let mut client = Client::new(cid, texts, self.at.wall);
-        client.connected_since = row.connected_since;
+        client.set_connected_since(row.connected_since);
         client.bytes_received = row.bytes_received;
         client.bytes_sent = row.bytes_sent;
-        client.peer_id = row.peer_id;
+        client.set_peer_id(row.peer_id);
         client.set_cipher(row.cipher, self.interner);
         client
     }
@@ -141,7 +141,7 @@ impl Fold<'_> {
             .collect();
         let last_complete = self.table.memory.complete_snapshot;
         for (cid, observed) in absent {
-            if observed >= asked {
+            if observed > asked {
                 self.hint(Hint::Poll);
                 continue;
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::{Entry, Journal, Position, Record, Rings};
-use crate::event::{EventClass, Gap, GapCause};
+use crate::event::{EventClass, Gap, GapCause, Kind};
 use crate::event_filter::EventFilter;
 use crate::name::Labels;
 
@@ -192,31 +192,35 @@ impl Journal {
         for class in EventClass::ALL {
             let ring = &rings.rings[class as usize];
             let accounted = reader.accounted[class as usize];
-            if ring.evicted().is_none_or(|all| all.through <= accounted) {
+            let Some(all) = ring.evicted().filter(|all| all.through > accounted) else {
                 continue;
-            }
+            };
+            // Whatever of it is wanted is told now; what follows has a greater number.
+            reader.accounted[class as usize] = all.through;
             let wants_class = filter.wants_class(class);
-            let evicted = if !wants_class {
-                ring.evicted_gaps().map(|evicted| (evicted, None))
-            } else if filter.selector.is_everything() {
-                ring.evicted().map(|evicted| (evicted, None))
+            // Gaps of no class are among the life cycle.
+            let wants_gaps = wants_class || class == EventClass::Lifecycle;
+            let wants_kind =
+                |kind: Option<Kind>| kind.map_or(wants_gaps, |kind| filter.wants_kind(kind));
+            let evicted = if filter.selector.is_everything() {
+                ring.evicted_of_kinds(wants_kind)
             } else {
-                ring.evicted_of(|instance, labels| {
-                    filter.selector.matches(&self.gateway, instance, labels)
+                ring.evicted_of_sources(|(instance, kind), labels| {
+                    wants_kind(*kind)
+                        && filter.wants_instance(&self.gateway, instance.as_ref(), labels)
                 })
             };
-            let Some((evicted, instance)) =
-                evicted.filter(|(evicted, _)| evicted.through > accounted)
-            else {
+            let Some(evicted) = evicted.filter(|evicted| evicted.through > accounted) else {
                 continue;
             };
-            reader.accounted[class as usize] = evicted.through;
+            // All that was ever thrown away is missing only to a reader from before all of it; gaps count for unknown
+            // numbers of events.
+            let is_countable = accounted == self.start
+                && filter.clients.is_empty()
+                && ring.evicted_of_kinds(|kind| kind.is_none()).is_none();
             items.push(Item::Gap {
                 gap: Gap {
-                    instance: instance.cloned(),
-                    // All that was ever thrown away is missing only to a reader from before all of it.
-                    count: (accounted == self.start && filter.wants_whole_class(class))
-                        .then_some(evicted.count),
+                    count: is_countable.then_some(evicted.count),
                     not_after: Some(evicted.time),
                     ..self.gap(GapCause::Compacted, wants_class.then_some(class))
                 },

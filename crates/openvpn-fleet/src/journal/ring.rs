@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::{ClassDepth, Entry, Record};
-use crate::event::EventClass;
+use crate::event::{EventClass, Kind};
 use crate::name::{InstanceName, Labels};
 
-/// Instances whose evictions are told apart; evictions of further ones count as of any instance, so that a stream may
-/// be told of a hole that is none of its own, but never the other way round.
-pub(super) const EVICTED_INSTANCES_MAX: usize = 10_000;
+/// Instances and kinds whose evictions are told apart; evictions of further ones count as of any instance and kind, so
+/// that a stream may be told of a hole that is none of its own, but never the other way round.
+pub(super) const EVICTED_SOURCES_MAX: usize = 50_000;
 
 /// Up to where, until when and how many entries were thrown away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,25 @@ pub(super) struct Evicted {
     pub(super) count: u64,
 }
 
+impl Evicted {
+    /// Both.
+    fn and(self, other: Self) -> Self {
+        let newer = if self.through > other.through {
+            self
+        } else {
+            other
+        };
+        Self {
+            count: self.count + other.count,
+            ..newer
+        }
+    }
+}
+
+fn kind_index(kind: Option<Kind>) -> usize {
+    kind.map_or(Kind::ALL.len(), |kind| kind as usize)
+}
+
 #[derive(Debug)]
 pub(super) struct Ring {
     bytes_max: usize,
@@ -30,14 +49,18 @@ pub(super) struct Ring {
     /// Oldest first.
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
-    /// Over all instances.
+    /// Over everything.
     evicted: Option<Evicted>,
-    evicted_instances: HashMap<InstanceName, (Evicted, Labels)>,
-    /// Of no instance, or of more instances than are told apart.
+    /// Over all instances, by kind; the last is of gaps, which stand for every kind.
+    evicted_kinds: [Option<Evicted>; Kind::ALL.len() + 1],
+    /// By instance and kind; no instance for the gateway's own, no kind for gaps.
+    evicted_sources: HashMap<Source, (Evicted, Labels)>,
+    /// Of more sources than are told apart.
     evicted_others: Option<Evicted>,
-    /// Gaps of any class, which those miss as well who want nothing else of this one.
-    evicted_gaps: Option<Evicted>,
 }
+
+/// What an evicted entry was of.
+pub(super) type Source = (Option<InstanceName>, Option<Kind>);
 
 impl Ring {
     pub(super) fn new(bytes_max: usize, entries_max: usize) -> Self {
@@ -47,9 +70,9 @@ impl Ring {
             entries: VecDeque::new(),
             bytes: 0,
             evicted: None,
-            evicted_instances: HashMap::new(),
+            evicted_kinds: [None; Kind::ALL.len() + 1],
+            evicted_sources: HashMap::new(),
             evicted_others: None,
-            evicted_gaps: None,
         }
     }
 
@@ -80,9 +103,9 @@ impl Ring {
             return false;
         };
         self.bytes -= entry.weight;
-        let (instance, labels) = match &entry.record {
-            Record::Event(event) => (&event.instance, &event.labels),
-            Record::Gap(gap) => (&gap.instance, &gap.labels),
+        let (instance, labels, kind) = match &entry.record {
+            Record::Event(event) => (&event.instance, &event.labels, Some(event.kind())),
+            Record::Gap(gap) => (&gap.instance, &gap.labels, None),
         };
         let (through, time) = (entry.sequence, entry.observed);
         let add = |evicted: Option<Evicted>| Evicted {
@@ -91,22 +114,18 @@ impl Ring {
             count: evicted.map_or(0, |evicted| evicted.count) + 1,
         };
         self.evicted = Some(add(self.evicted));
-        if matches!(&entry.record, Record::Gap(gap) if gap.class.is_none()) {
-            self.evicted_gaps = Some(add(self.evicted_gaps));
+        let of_kind = &mut self.evicted_kinds[kind_index(kind)];
+        *of_kind = Some(add(*of_kind));
+        let source = (instance.clone(), kind);
+        if let Some((evicted, known_labels)) = self.evicted_sources.get_mut(&source) {
+            *evicted = add(Some(*evicted));
+            known_labels.clone_from(labels);
+        } else if self.evicted_sources.len() < EVICTED_SOURCES_MAX {
+            self.evicted_sources
+                .insert(source, (add(None), labels.clone()));
+        } else {
+            self.evicted_others = Some(add(self.evicted_others));
         }
-        if let Some(instance) = instance {
-            if let Some((evicted, known_labels)) = self.evicted_instances.get_mut(instance) {
-                *evicted = add(Some(*evicted));
-                known_labels.clone_from(labels);
-                return true;
-            }
-            if self.evicted_instances.len() < EVICTED_INSTANCES_MAX {
-                self.evicted_instances
-                    .insert(instance.clone(), (add(None), labels.clone()));
-                return true;
-            }
-        }
-        self.evicted_others = Some(add(self.evicted_others));
         true
     }
 
@@ -115,39 +134,26 @@ impl Ring {
         self.evicted
     }
 
-    /// What was thrown away of gaps of any class.
-    pub(super) fn evicted_gaps(&self) -> Option<Evicted> {
-        self.evicted_gaps
+    /// What was thrown away of the kinds that `wants` takes, of whichever instance.
+    pub(super) fn evicted_of_kinds(&self, wants: impl Fn(Option<Kind>) -> bool) -> Option<Evicted> {
+        let kinds = Kind::ALL.iter().copied().map(Some).chain([None]);
+        kinds
+            .filter(|kind| wants(*kind))
+            .filter_map(|kind| self.evicted_kinds[kind_index(kind)])
+            .reduce(Evicted::and)
     }
 
-    /// What was thrown away of the instances that `wants` takes; with its name, if it is one only.
-    pub(super) fn evicted_of(
+    /// What was thrown away of the sources that `wants` takes.
+    pub(super) fn evicted_of_sources(
         &self,
-        wants: impl Fn(&InstanceName, &Labels) -> bool,
-    ) -> Option<(Evicted, Option<&InstanceName>)> {
-        let mut found: Option<(Evicted, Option<&InstanceName>)> = (self.evicted_instances.len()
-            >= EVICTED_INSTANCES_MAX)
-            .then_some(self.evicted_others)
-            .flatten()
-            .map(|evicted| (evicted, None));
-        for (instance, (evicted, labels)) in &self.evicted_instances {
-            if !wants(instance, labels) {
-                continue;
-            }
-            found = Some(match found {
-                None => (*evicted, Some(instance)),
-                Some((sum, _)) => {
-                    let newest = if sum.through > evicted.through {
-                        sum
-                    } else {
-                        *evicted
-                    };
-                    let count = sum.count + evicted.count;
-                    (Evicted { count, ..newest }, None)
-                }
-            });
-        }
-        found
+        wants: impl Fn(&Source, &Labels) -> bool,
+    ) -> Option<Evicted> {
+        self.evicted_sources
+            .iter()
+            .filter(|(source, (_, labels))| wants(source, labels))
+            .map(|(_, (evicted, _))| *evicted)
+            .chain(self.evicted_others)
+            .reduce(Evicted::and)
     }
 
     /// The oldest entry behind `sequence`.

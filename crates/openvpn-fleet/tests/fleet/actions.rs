@@ -173,16 +173,7 @@ async fn a_stale_reference_hits_nobody() {
         table.generation() > Some(old.generation)
     })
     .await;
-    let cid = loop {
-        // A daemon in its restart pause takes nobody.
-        match daemon
-            .connect(ClientSpec::new("mallory").stays_away())
-            .await
-        {
-            Ok(cid) => break cid,
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    };
+    let cid = connect(&daemon, "mallory").await;
     assert_eq!(cid, old.cid.0, "the number is taken again");
     until_clients(&instances[0], 1).await;
     let gone = openvpn_fleet::ClientRef {
@@ -204,72 +195,85 @@ async fn a_stale_reference_hits_nobody() {
     );
 }
 
-/// The race itself: kills by reference while the daemon restarts and strangers take the numbers.
+/// The race itself: kills by reference, one after the other, while the daemon restarts and somebody of the same name
+/// takes the number. Only the generation tells the two apart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_that_races_a_restart_never_hits_a_stranger() {
     let lab = Lab::new();
-    let daemon = lab.daemon("a").await;
+    let timing = openvpn_simulator::Timing {
+        restart_pause: Duration::from_millis(10),
+        ..crate::lab::quick()
+    };
+    let daemon = openvpn_simulator::Daemon::builder("a")
+        .unix(lab.directory.path().join("a"))
+        .timing(timing)
+        .start()
+        .await
+        .expect("the daemon starts");
     let instances = lab.attach(&["a"]).await;
-    for round in 0..20u64 {
-        let victim = format!("victim{round}");
-        let cid = loop {
-            match daemon
-                .connect(ClientSpec::new(victim.clone()).stays_away())
-                .await
-            {
-                Ok(cid) => break cid,
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        };
-        until(&instances[0], |table| {
-            table
-                .clients()
-                .any(|client| client.common_name() == victim.as_bytes())
-        })
-        .await;
-        let refs = vec![ref_of(&instances[0], &victim)];
+    let mut outcomes = std::collections::BTreeMap::new();
+    for round in 0..40 {
+        connect(&daemon, "alice").await;
+        until_clients(&instances[0], 1).await;
+        let victim = ref_of(&instances[0], "alice");
         let request = kill_of(ClientFilter {
-            refs,
+            refs: vec![victim.clone()],
             ..ClientFilter::default()
         });
-        let (report, _) = tokio::join!(lab.fleet.kill(request, context()), async {
-            tokio::time::sleep(Duration::from_micros(round * 100)).await;
-            daemon.restart(RestartSignal::Sigusr1).await
-        });
-        let stranger = loop {
-            match daemon
-                .connect(ClientSpec::new("stranger").stays_away())
-                .await
-            {
-                Ok(cid) => break cid,
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        let kills = async {
+            loop {
+                let report = lab
+                    .fleet
+                    .kill(request.clone(), context())
+                    .await
+                    .expect("it begins");
+                for result in &report.results {
+                    *outcomes.entry(result.outcome).or_insert(0) += 1;
+                }
+                if report
+                    .results
+                    .iter()
+                    .any(|result| result.outcome == Outcome::Stale)
+                {
+                    return;
+                }
             }
         };
-        assert!(stranger <= cid, "numbers begin anew");
-        let outcome = report.map(|report| report.results.first().map(|result| result.outcome));
-        assert!(
-            matches!(
-                outcome,
-                Ok(
-                    Some(Outcome::Accepted | Outcome::Stale | Outcome::NotSent | Outcome::Unknown)
-                        | None
-                )
-            ),
-            "{outcome:?}"
-        );
+        let restart = async {
+            tokio::time::sleep(Duration::from_micros(round * 100)).await;
+            daemon
+                .restart(RestartSignal::Sigusr1)
+                .await
+                .expect("restarts");
+            connect(&daemon, "alice").await
+        };
+        let ((), stranger) = tokio::join!(kills, restart);
+        assert_eq!(stranger, victim.cid.0, "the number is taken again");
         let clients = daemon.clients().await.expect("it runs");
-        let stranger = clients
-            .iter()
-            .find(|client| client.cid == stranger)
-            .expect("it is there");
+        let stranger = clients.iter().find(|client| client.cid == stranger);
         assert!(
-            !stranger.leaving,
-            "round {round}: a stranger was killed, {outcome:?}"
+            stranger.is_some_and(|client| !client.leaving),
+            "round {round}: a stranger was killed: {outcomes:?}"
         );
         daemon
             .restart(RestartSignal::Sigusr1)
             .await
             .expect("restarts");
+        until_clients(&instances[0], 0).await;
+    }
+    assert!(
+        outcomes.contains_key(&Outcome::Accepted),
+        "some were in time: {outcomes:?}"
+    );
+}
+
+/// Connects a client as soon as the daemon takes any: not in its restart pause.
+async fn connect(daemon: &openvpn_simulator::Daemon, name: &str) -> u64 {
+    loop {
+        match daemon.connect(ClientSpec::new(name).stays_away()).await {
+            Ok(cid) => return cid,
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::limits::Limits;
 use crate::notification::{self, EnvHeader, Notification, Parsed};
 use crate::record::LoadStats;
 use crate::reply::{Rejected, Reply};
+use crate::status::StatusSize;
 use crate::text::{Secret, Text, parse_u32};
 
 /// What a daemon with a management password says first: no line, and no line end.
@@ -141,6 +142,8 @@ pub struct Connection {
     flight: Option<Box<Flight>>,
     /// What was sent behind a command that missed its deadline, and is not answered.
     fence: Option<Fence>,
+    /// How large the last snapshot was.
+    status_size: StatusSize,
     next_id: u64,
     outputs: VecDeque<Output>,
     transmit: BytesMut,
@@ -239,6 +242,7 @@ impl Connection {
             env_block: None,
             flight: None,
             fence: None,
+            status_size: StatusSize::default(),
             next_id: 0,
             outputs: VecDeque::new(),
             transmit: BytesMut::new(),
@@ -359,7 +363,7 @@ impl Connection {
                 }
                 // A deadline beyond what an Instant holds is none.
                 let deadline = now.checked_add(deadline);
-                let reader = ReplyReader::new(expectation, &self.limits);
+                let reader = ReplyReader::new(expectation, &self.limits, self.status_size);
                 self.flight = Some(Box::new(Flight {
                     id,
                     deadline,
@@ -501,6 +505,9 @@ impl Connection {
 
     fn finish_flight(&mut self, result: Result<Reply, Rejected>) {
         if let Some(flight) = self.flight.take() {
+            if let Ok(Reply::Status(snapshot)) = &result {
+                self.status_size = snapshot.size();
+            }
             self.outputs.push_back(Output::Reply {
                 id: flight.id,
                 result,

@@ -5,7 +5,7 @@ use crate::limits::Limits;
 use crate::notification::Notification;
 use crate::record::{EchoRecord, History, LoadStats, LogRecord, RemoteEntry, StateRecord, Version};
 use crate::reply::{RawReply, Rejected, Reply, ReplyForm};
-use crate::status::StatusParser;
+use crate::status::{StatusParser, StatusSize};
 use crate::text::{Text, parse_u32, parse_u64};
 
 /// What a command's answer says, which also fixes its form.
@@ -212,7 +212,7 @@ enum Body {
 }
 
 impl ReplyReader {
-    pub(crate) fn new(expectation: Expectation, limits: &Limits) -> Self {
+    pub(crate) fn new(expectation: Expectation, limits: &Limits, status_size: StatusSize) -> Self {
         let body = match expectation {
             Expectation::Rows {
                 kind: RowKind::State,
@@ -229,7 +229,9 @@ impl ReplyReader {
                 kind: RowKind::RemoteEntry,
                 ..
             } => Body::RemoteEntries(History::default()),
-            Expectation::Status => Body::Status(Box::new(StatusParser::new(limits))),
+            Expectation::Status => {
+                Body::Status(Box::new(StatusParser::with_size(status_size, limits)))
+            }
             Expectation::Raw => Body::Raw {
                 text: Vec::new(),
                 truncated: false,

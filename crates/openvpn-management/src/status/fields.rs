@@ -49,18 +49,29 @@ impl<'a> Fields<'a> {
             self.malformed = true;
             return;
         }
-        loop {
+        // Sixteen bytes at a time: most fields are no longer, and a loop that ends where it is foreseen is half the cost.
+        while let Some(sixteen) = self.row[self.position..].first_chunk::<16>() {
+            let [low, high] = halves(sixteen).map(|eight| zero_bytes(eight ^ self.separators));
+            if low | high != 0 {
+                let found = if low != 0 {
+                    low.trailing_zeros()
+                } else {
+                    64 + high.trailing_zeros()
+                };
+                self.position += found as usize / 8 + 1;
+                return;
+            }
+            self.position += 16;
+        }
+        while self.position < self.row.len() {
             let found = zero_bytes(self.eight() ^ self.separators);
             if found != 0 {
                 self.position += found.trailing_zeros() as usize / 8 + 1;
                 return;
             }
             self.position += 8;
-            if self.position >= self.row.len() {
-                self.position = self.row.len() + 1;
-                return;
-            }
         }
+        self.position = self.row.len() + 1;
     }
 
     /// A decimal number without sign; finds the field's end on the way.
@@ -118,6 +129,16 @@ impl<'a> Fields<'a> {
             Ok(())
         }
     }
+}
+
+#[inline(always)]
+fn halves(sixteen: &[u8; 16]) -> [u64; 2] {
+    let sixteen = u128::from_le_bytes(*sixteen);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "each half is meant to be a half"
+    )]
+    [sixteen as u64, (sixteen >> 64) as u64]
 }
 
 /// The high bit of the first byte that is zero, and perhaps of later ones.

@@ -33,6 +33,14 @@ pub struct StatusSnapshot {
     rows_dropped: u64,
 }
 
+/// How large a snapshot is: the best guess for the next one of the same daemon.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StatusSize {
+    clients: usize,
+    routes: usize,
+    text_bytes: usize,
+}
+
 /// A text field of a row, relative to where the row's text starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Span {
@@ -250,6 +258,15 @@ impl StatusSnapshot {
     #[must_use]
     pub fn rows_dropped(&self) -> u64 {
         self.rows_dropped
+    }
+
+    /// How much there is of it.
+    pub(crate) fn size(&self) -> StatusSize {
+        StatusSize {
+            clients: self.clients.len(),
+            routes: self.routes.len(),
+            text_bytes: self.text.len(),
+        }
     }
 
     /// Bytes its rows hold on the heap.

@@ -3,7 +3,7 @@
 use super::fields::{Fields, RowError, RowText};
 use super::{
     ClientEntry, ClientStatistics, NO_CID, NO_PEER_ID, NO_TIME, QUARANTINED_ROWS_MAX, RouteEntry,
-    STATISTICS_MAX, Span, StatusSnapshot,
+    STATISTICS_MAX, Span, StatusSize, StatusSnapshot,
 };
 use crate::limits::Limits;
 use crate::text::{Text, parse_time, parse_u64};
@@ -74,8 +74,18 @@ impl StatusParser {
     /// A parser for one answer, in any format.
     #[must_use]
     pub fn new(limits: &Limits) -> Self {
+        Self::with_size(StatusSize::default(), limits)
+    }
+
+    /// A parser for an answer that may well be of this size: growing a table of that size would cost as much as parsing.
+    pub(crate) fn with_size(size: StatusSize, limits: &Limits) -> Self {
         Self {
-            snapshot: StatusSnapshot::default(),
+            snapshot: StatusSnapshot {
+                text: Vec::with_capacity(size.text_bytes),
+                clients: Vec::with_capacity(size.clients),
+                routes: Vec::with_capacity(size.routes),
+                ..StatusSnapshot::default()
+            },
             layout: Layout::Unknown,
             client_columns: Vec::new(),
             route_columns: Vec::new(),

@@ -159,6 +159,35 @@ async fn attaches_to_a_real_server() {
     assert!(matches!(refused, CallError::Rejected { .. }), "{refused:?}");
 }
 
+/// A client has no list of clients; its `status` says so, and what kind of daemon it is.
+#[tokio::test]
+async fn a_client_is_known_by_its_status() {
+    // For its files; the client talks to nobody, so that it goes on trying.
+    let server = Server::unix(&[]);
+    let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = nobody.local_addr().unwrap().port().to_string();
+    let _client = Process::new("openvpn")
+        .current_dir(server.directory.path())
+        .args(["--client", "--dev", "null", "--nobind", "--proto", "udp4"])
+        .args(["--remote", "127.0.0.1", &port])
+        .args(["--ca", "server.crt", "--cert", "server.crt"])
+        .args(["--key", "server.key"])
+        .args(["--management", "client.sock", "unix"])
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let path = server.directory.path().join("client.sock");
+    let mut subject = Subject::start(SessionConfig::new(Address::Unix(path)));
+    let mode = subject
+        .wait_for("synchronisation", |observation| match observation {
+            Observation::Synchronised(facts) => Some(facts.mode),
+            _ => None,
+        })
+        .await;
+    assert_eq!(mode, Mode::Client);
+}
+
 /// A held server is attached while it refuses `status`, is released, and again after each restart, in one session.
 #[tokio::test]
 async fn a_held_server_is_released_each_time() {

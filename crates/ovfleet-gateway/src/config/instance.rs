@@ -235,7 +235,12 @@ impl Blueprint {
 
     /// The instance that `seed` and this blueprint make; `None` after mistakes.
     pub(super) fn build(&self, seed: Seed, mistakes: &Mistakes) -> Option<InstanceConfig> {
-        let Seed { mut address, mut labels, source, place } = seed;
+        let Seed {
+            mut address,
+            mut labels,
+            source,
+            place,
+        } = seed;
         let mut parts = address.as_ref().map(AddressParts::of).unwrap_or_default();
         let mut name: Option<String> = None;
         let mut missing = self.settings.labels.clone();
@@ -280,7 +285,10 @@ impl Blueprint {
         };
         let (name, session) = (name?, self.settings.session(address?, password_file));
         let name = InstanceName::new(&name)
-            .map_err(|error| self.name.error(mistakes, format!("{name:?} is no name: {error}")))
+            .map_err(|error| {
+                self.name
+                    .error(mistakes, format!("{name:?} is no name: {error}"))
+            })
             .ok()?;
         // A label that begins with two underscores serves placeholders only, as in Prometheus.
         labels.retain(|label, _| !label.starts_with("__"));
@@ -288,9 +296,22 @@ impl Blueprint {
             mistakes.add(&place, "labels", message);
             return None;
         }
-        let password_place = self.settings.password_file.as_ref().map(|template| template.place.clone());
-        let spec = InstanceSpec { name, labels: Labels::from(labels), source, session };
-        Some(InstanceConfig { spec, place, password_place })
+        let password_place = self
+            .settings
+            .password_file
+            .as_ref()
+            .map(|template| template.place.clone());
+        let spec = InstanceSpec {
+            name,
+            labels: Labels::from(labels),
+            source,
+            session,
+        };
+        Some(InstanceConfig {
+            spec,
+            place,
+            password_place,
+        })
     }
 }
 

@@ -271,7 +271,9 @@ fn read_config(files: &[ConfigFile], mistakes: &Mistakes) -> Config {
     }
     let mut config = Config::default();
     let root = owner(&mut roots, "name");
-    let checked = |text: &str| GatewayName::new(text).map_err(|error| format!("{text:?} is no name: {error}"));
+    let checked = |text: &str| {
+        GatewayName::new(text).map_err(|error| format!("{text:?} is no name: {error}"))
+    };
     if let Some(name) = root.take("name").and_then(|value| value.parsed(checked)) {
         config.name = name;
     }

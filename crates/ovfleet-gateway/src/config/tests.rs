@@ -170,7 +170,9 @@ file = "targets/*.json"
             port: 7505
         }
     );
-    let labels: Vec<_> = eu1.spec.labels
+    let labels: Vec<_> = eu1
+        .spec
+        .labels
         .iter()
         .map(|(label, text)| format!("{label}={text}"))
         .collect();
@@ -183,7 +185,10 @@ file = "targets/*.json"
         (eu1.spec.session.hold, eu1.spec.session.disconnect),
         (HoldPolicy::Keep, DisconnectPolicy::Destructive)
     );
-    assert_eq!((eu1.spec.session.log, eu1.spec.session.clients_max), (false, 7));
+    assert_eq!(
+        (eu1.spec.session.log, eu1.spec.session.clients_max),
+        (false, 7)
+    );
     assert_eq!(
         (eu1.spec.session.bytecount, eu1.spec.session.status_interval),
         (None, 5 * MINUTE)
@@ -192,7 +197,8 @@ file = "targets/*.json"
     assert_eq!((eu2.spec.name.as_str(), eu2.place.line), ("eu2", 38));
     assert_eq!(eu2.spec.session.bytecount, Some(MINUTE / 12));
     assert!(
-        eu2.spec.session
+        eu2.spec
+            .session
             .password_file
             .as_ref()
             .unwrap()
@@ -218,7 +224,10 @@ file = "targets/*.json"
             sockets.place.clone(),
         )
         .unwrap();
-    assert_eq!(found.spec.name.as_str(), format!("{}-a", address::host_name()));
+    assert_eq!(
+        found.spec.name.as_str(),
+        format!("{}-a", address::host_name())
+    );
     assert_eq!(found.spec.session.hold, HoldPolicy::Keep);
     assert_eq!(
         found.spec.session.status_interval,

@@ -54,7 +54,10 @@ struct Group {
 
 impl Targets {
     pub(super) fn new(pattern: PathBuf) -> Self {
-        Self { pattern, lists: BTreeMap::new() }
+        Self {
+            pattern,
+            lists: BTreeMap::new(),
+        }
     }
 
     pub(super) fn scan(&mut self, complaints: &mut BTreeSet<String>) -> Vec<Found> {
@@ -65,9 +68,14 @@ impl Targets {
         }
         let mut found = Vec::new();
         for (path, list) in &self.lists {
-            let place = Place { file: path.as_path().into(), line: 0 };
+            let place = Place {
+                file: path.as_path().into(),
+                line: 0,
+            };
             if let Some(mistake) = &list.mistake {
-                complaints.insert(format!("{place}: {mistake}; its last good content stays in force"));
+                complaints.insert(format!(
+                    "{place}: {mistake}; its last good content stays in force"
+                ));
             }
             found.extend(list.targets.iter().map(|(address, labels)| Found {
                 address: address.clone(),
@@ -82,7 +90,9 @@ impl Targets {
 impl List {
     /// Reads the file if it changed. A bad version leaves the targets as they were.
     fn update(&mut self, path: &Path) {
-        let version = fs::metadata(path).and_then(|data| Ok((data.modified()?, data.len(), data.ino()))).ok();
+        let version = fs::metadata(path)
+            .and_then(|data| Ok((data.modified()?, data.len(), data.ino())))
+            .ok();
         if self.version.is_some() && version == self.version {
             return;
         }
@@ -100,7 +110,9 @@ impl List {
 fn read(path: &Path) -> Result<Vec<Target>, String> {
     let read = || {
         let mut text = String::new();
-        File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+        File::open(path)?
+            .take(FILE_BYTES_MAX + 1)
+            .read_to_string(&mut text)?;
         if u64::try_from(text.len()).is_ok_and(|length| length > FILE_BYTES_MAX) {
             return Err(io::Error::other("the file is too large"));
         }
@@ -115,7 +127,10 @@ fn read(path: &Path) -> Result<Vec<Target>, String> {
         }
     }
     if targets.len() > TARGETS_MAX {
-        return Err(format!("{} targets are more than {TARGETS_MAX}", targets.len()));
+        return Err(format!(
+            "{} targets are more than {TARGETS_MAX}",
+            targets.len()
+        ));
     }
     Ok(targets)
 }
@@ -123,7 +138,13 @@ fn read(path: &Path) -> Result<Vec<Target>, String> {
 /// A management address, or `host:port` as Prometheus writes it.
 fn address(target: &str) -> Result<Address, String> {
     let has_scheme = target.starts_with("unix:")
-        || target.split_once(':').is_some_and(|(_, rest)| !target.starts_with('[') && rest.contains(':'));
-    let address = if has_scheme { target.parse() } else { format!("tcp:{target}").parse::<Address>() };
+        || target
+            .split_once(':')
+            .is_some_and(|(_, rest)| !target.starts_with('[') && rest.contains(':'));
+    let address = if has_scheme {
+        target.parse()
+    } else {
+        format!("tcp:{target}").parse::<Address>()
+    };
     address.map_err(|error| error.to_string())
 }

@@ -18,7 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::{AccessKind, AccessMode}};
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode},
+};
 use openvpn_fleet::InstanceSpec;
 use openvpn_session::Address;
 use tokio::sync::Notify;
@@ -103,15 +106,25 @@ impl Discovery {
     }
 
     fn interval(&self) -> Duration {
-        let refresh = self.sources.iter().map(|source| source.config.refresh).min();
+        let refresh = self
+            .sources
+            .iter()
+            .map(|source| source.config.refresh)
+            .min();
         let refresh = refresh.unwrap_or(Duration::from_hours(1));
         let watched = |source: &Source| {
             let directories = source.directories();
             !has_wildcards(source.parent())
                 && !directories.is_empty()
-                && directories.iter().all(|directory| self.watched.contains(directory))
+                && directories
+                    .iter()
+                    .all(|directory| self.watched.contains(directory))
         };
-        if self.sources.iter().all(watched) { refresh } else { refresh.min(UNWATCHED_INTERVAL) }
+        if self.sources.iter().all(watched) {
+            refresh
+        } else {
+            refresh.min(UNWATCHED_INTERVAL)
+        }
     }
 
     /// Looks at every source and gives all instances there are. Reads files: not
@@ -126,9 +139,14 @@ impl Discovery {
         }
         for source in &mut self.sources {
             for found in source.kind.scan(Instant::now(), &mut complaints) {
-                match source.config.instance(found.address, found.labels, found.place) {
+                match source
+                    .config
+                    .instance(found.address, found.labels, found.place)
+                {
                     Ok(instance) => chosen.add(instance, &mut complaints),
-                    Err(errors) => complaints.extend(errors.as_slice().iter().map(ToString::to_string)),
+                    Err(errors) => {
+                        complaints.extend(errors.as_slice().iter().map(ToString::to_string))
+                    }
                 }
             }
         }
@@ -140,16 +158,24 @@ impl Discovery {
     }
 
     fn watch_directories(&mut self) {
-        let Some(watcher) = &mut self.watcher else { return };
-        let wanted: BTreeSet<PathBuf> =
-            self.sources.iter().flat_map(Source::directories).take(WATCHED_DIRECTORIES_MAX).collect();
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        let wanted: BTreeSet<PathBuf> = self
+            .sources
+            .iter()
+            .flat_map(Source::directories)
+            .take(WATCHED_DIRECTORIES_MAX)
+            .collect();
         for gone in self.watched.difference(&wanted) {
             // One that does not exist any more is not watched any more either.
             let _ = watcher.unwatch(gone);
         }
         let watch = |directory: &PathBuf| {
             // Watching again what was removed and made again since is what makes it work.
-            watcher.watch(directory, RecursiveMode::NonRecursive).is_ok()
+            watcher
+                .watch(directory, RecursiveMode::NonRecursive)
+                .is_ok()
         };
         self.watched = wanted.into_iter().filter(watch).collect();
     }
@@ -199,7 +225,11 @@ impl Source {
     fn directories(&self) -> Vec<PathBuf> {
         let parent = self.parent();
         if !has_wildcards(parent) {
-            return if parent.is_dir() { vec![parent.to_owned()] } else { Vec::new() };
+            return if parent.is_dir() {
+                vec![parent.to_owned()]
+            } else {
+                Vec::new()
+            };
         }
         matches(parent).filter(|path| path.is_dir()).collect()
     }
@@ -220,7 +250,10 @@ fn has_wildcards(path: &Path) -> bool {
 
 /// What matches a pattern now, in order; a part that cannot be read is left out.
 fn matches(pattern: &Path) -> impl Iterator<Item = PathBuf> {
-    glob::glob(&pattern.to_string_lossy()).into_iter().flatten().filter_map(Result::ok)
+    glob::glob(&pattern.to_string_lossy())
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
 }
 
 fn watcher(changed: Arc<Notify>) -> Option<RecommendedWatcher> {
@@ -235,6 +268,8 @@ fn watcher(changed: Arc<Notify>) -> Option<RecommendedWatcher> {
         }
     };
     notify::recommended_watcher(ring)
-        .inspect_err(|error| tracing::warn!(%error, "directories cannot be watched; looking every 0.5 s"))
+        .inspect_err(
+            |error| tracing::warn!(%error, "directories cannot be watched; looking every 0.5 s"),
+        )
         .ok()
 }

@@ -26,12 +26,17 @@ pub(super) struct Sockets {
 
 impl Sockets {
     pub(super) fn new(pattern: PathBuf, forget_after: Duration) -> Self {
-        Self { pattern, forget_after, seen: BTreeMap::new() }
+        Self {
+            pattern,
+            forget_after,
+            seen: BTreeMap::new(),
+        }
     }
 
     pub(super) fn scan(&mut self, now: Instant, complaints: &mut BTreeSet<String>) -> Vec<Found> {
         for path in matches(&self.pattern) {
-            let is_socket = fs::metadata(&path).is_ok_and(|metadata| metadata.file_type().is_socket());
+            let is_socket =
+                fs::metadata(&path).is_ok_and(|metadata| metadata.file_type().is_socket());
             if !is_socket {
                 continue;
             }
@@ -45,12 +50,23 @@ impl Sockets {
             self.seen.insert(path, now);
         }
         // OpenVPN removes its socket when it ends, also for a restart.
-        self.seen.retain(|_, last| *last == now || now.duration_since(*last) < self.forget_after);
+        self.seen
+            .retain(|_, last| *last == now || now.duration_since(*last) < self.forget_after);
         let mut found = Vec::new();
         for path in self.seen.keys() {
-            let place = Place { file: path.as_path().into(), line: 0 };
-            match path.to_str().map(|path| format!("unix:{path}").parse::<Address>()) {
-                Some(Ok(address)) => found.push(Found { address, labels: BTreeMap::new(), place }),
+            let place = Place {
+                file: path.as_path().into(),
+                line: 0,
+            };
+            match path
+                .to_str()
+                .map(|path| format!("unix:{path}").parse::<Address>())
+            {
+                Some(Ok(address)) => found.push(Found {
+                    address,
+                    labels: BTreeMap::new(),
+                    place,
+                }),
                 Some(Err(error)) => drop(complaints.insert(format!("{place}: {error}"))),
                 None => drop(complaints.insert(format!("{place}: the path is not UTF-8"))),
             }

@@ -15,7 +15,11 @@ const FOUND_WITHIN: Duration = Duration::from_secs(1);
 /// A discovery from a configuration, whose `@` stands for the directory.
 fn discovery(directory: &TempDir, text: &str) -> Discovery {
     let path = directory.path().join("main.toml");
-    fs::write(&path, text.replace('@', &directory.path().display().to_string())).unwrap();
+    fs::write(
+        &path,
+        text.replace('@', &directory.path().display().to_string()),
+    )
+    .unwrap();
     let config = Config::load(&path).unwrap();
     Discovery::new(config.instances, config.discover)
 }
@@ -47,11 +51,18 @@ async fn wait_for(discovery: &mut Discovery, wanted: &[&str]) -> Vec<InstanceSpe
 #[tokio::test]
 async fn a_new_socket_is_found_within_a_second() {
     let directory = tempfile::tempdir().unwrap();
-    let mut discovery = discovery(&directory, "[[discover]]\nglob = \"@/*.sock\"\nlabels = { a = \"{stem}\" }");
+    let mut discovery = discovery(
+        &directory,
+        "[[discover]]\nglob = \"@/*.sock\"\nlabels = { a = \"{stem}\" }",
+    );
     let _first = bind(&directory, "eu1.sock");
     fs::write(directory.path().join("file.sock"), "not a socket").unwrap();
     assert_eq!(names(&discovery.scan()), ["eu1"]);
-    assert_eq!(discovery.interval(), Duration::from_secs(30), "the directory is watched");
+    assert_eq!(
+        discovery.interval(),
+        Duration::from_secs(30),
+        "the directory is watched"
+    );
     let _second = bind(&directory, "eu2.sock");
     let specs = wait_for(&mut discovery, &["eu1", "eu2"]).await;
     assert_eq!(specs[1].labels.get("a"), Some("eu2"));
@@ -61,8 +72,10 @@ async fn a_new_socket_is_found_within_a_second() {
 #[tokio::test]
 async fn a_socket_in_a_directory_that_appears_later_is_found() {
     let directory = tempfile::tempdir().unwrap();
-    let mut discovery =
-        discovery(&directory, "[[discover]]\nglob = \"@/run/*.sock\"\n[[discover]]\nglob = \"@/*/deep/*.sock\"");
+    let mut discovery = discovery(
+        &directory,
+        "[[discover]]\nglob = \"@/run/*.sock\"\n[[discover]]\nglob = \"@/*/deep/*.sock\"",
+    );
     assert_eq!(names(&discovery.scan()), [""; 0]);
     fs::create_dir_all(directory.path().join("run/deep")).unwrap();
     let _socket = bind(&directory, "run/eu1.sock");
@@ -96,15 +109,25 @@ async fn a_list_is_followed_and_survives_a_mistake() {
         fs::write(&new, text).unwrap();
         fs::rename(new, &list).unwrap();
     };
-    write(r#"[{"targets": ["10.0.0.1:7505", "tcp:vpn.example:7505"], "labels": {"site": "ams", "__rack": "7"}},
-              {"targets": ["unix:/run/a.sock", "[::1]:7505"]}]"#);
+    write(
+        r#"[{"targets": ["10.0.0.1:7505", "tcp:vpn.example:7505"], "labels": {"site": "ams", "__rack": "7"}},
+              {"targets": ["unix:/run/a.sock", "[::1]:7505"]}]"#,
+    );
     let text = "[[discover]]\nfile = \"@/*.json\"\nname = \"{host}\"\nlabels = { rack = \"{label.__rack}\" }";
     let mut first = discovery(&directory, text);
     let (specs, complaints) = (first.scan(), first.complaints.clone());
     // Two targets have no rack, so that their label has no value.
     assert_eq!(names(&specs), ["10.0.0.1", "vpn.example"]);
-    assert_eq!(specs[0].labels.iter().collect::<Vec<_>>(), [("rack", "7"), ("site", "ams")]);
-    assert!(complaints.iter().all(|text| text.contains("`{label.__rack}` has no value here")), "{complaints:?}");
+    assert_eq!(
+        specs[0].labels.iter().collect::<Vec<_>>(),
+        [("rack", "7"), ("site", "ams")]
+    );
+    assert!(
+        complaints
+            .iter()
+            .all(|text| text.contains("`{label.__rack}` has no value here")),
+        "{complaints:?}"
+    );
 
     let text = "[[discover]]\nfile = \"@/*.json\"\nname = \"{host}\"";
     let mut second = discovery(&directory, text);
@@ -114,7 +137,10 @@ async fn a_list_is_followed_and_survives_a_mistake() {
     let specs = second.scan();
     assert_eq!(names(&specs), ["10.0.0.1", "10.0.0.2"], "the last good set");
     let complaint = second.complaints.first().unwrap();
-    assert!(complaint.contains("vpn.json: EOF while parsing"), "{complaint}");
+    assert!(
+        complaint.contains("vpn.json: EOF while parsing"),
+        "{complaint}"
+    );
     write(r#"[{"targets": ["10.0.0.3:7505"]}]"#);
     wait_for(&mut second, &["10.0.0.3"]).await;
     assert!(second.complaints.is_empty(), "{:?}", second.complaints);
@@ -130,12 +156,20 @@ fn a_clash_with_the_file_names_both() {
     let mut discovery = discovery(&directory, text);
     let _sockets = (bind(&directory, "eu1.sock"), bind(&directory, "eu2.sock"));
     let specs = discovery.scan();
-    assert_eq!(names(&specs), ["eu1", "mine"], "eu2.sock is known as mine already");
+    assert_eq!(
+        names(&specs),
+        ["eu1", "mine"],
+        "eu2.sock is known as mine already"
+    );
     let shown = directory.path().display();
     let complaint = format!(
         "{shown}/eu1.sock: unix:{shown}/eu1.sock is left out: \
          an instance called eu1 is at {shown}/main.toml:1 already"
     );
     assert_eq!(discovery.complaints, BTreeSet::from([complaint]));
-    assert!(specs.iter().all(|spec| InstanceName::new(spec.name.as_str()).is_ok()));
+    assert!(
+        specs
+            .iter()
+            .all(|spec| InstanceName::new(spec.name.as_str()).is_ok())
+    );
 }

@@ -74,19 +74,30 @@ impl Listener {
     pub(crate) fn unix(config: &SocketConfig) -> Result<Self, BindError> {
         let socket = bind_unix(config)?;
         let shown = format!("unix:{}", config.path.display());
-        Ok(Self { socket: Socket::Unix(socket, shown), tls: None, read_only: false })
+        Ok(Self {
+            socket: Socket::Unix(socket, shown),
+            tls: None,
+            read_only: false,
+        })
     }
 
     pub(crate) fn tcp(address: SocketAddr, read_only: bool) -> Result<Self, BindError> {
         let listener = bind_tcp(address)?;
         // With port 0 the kernel chose one.
         let bound = listener.local_addr().unwrap_or(address);
-        Ok(Self { socket: Socket::Tcp(listener, bound), tls: None, read_only })
+        Ok(Self {
+            socket: Socket::Tcp(listener, bound),
+            tls: None,
+            read_only,
+        })
     }
 
     /// The same with TLS. Callers that show a certificate may also act.
     pub(crate) fn with_tls(self, config: Arc<ServerConfig>) -> Self {
-        Self { tls: Some(TlsAcceptor::from(config)), ..self }
+        Self {
+            tls: Some(TlsAcceptor::from(config)),
+            ..self
+        }
     }
 
     /// Where it listens: `unix:/path`, `http://127.0.0.1:7600`, `https://…`.
@@ -152,7 +163,9 @@ impl Listener {
         // These concern one connection that went away while it was in the queue.
         let harmless = matches!(
             error.kind(),
-            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+            io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::Interrupted
         );
         if !harmless {
             tracing::warn!(listener = %self.address(), %error, "cannot accept connections for now");
@@ -173,14 +186,18 @@ impl Listener {
         async move {
             match accepted {
                 Accepted::Unix(stream) => {
-                    let Ok(credentials) = stream.peer_cred() else { return };
+                    let Ok(credentials) = stream.peer_cred() else {
+                        return;
+                    };
                     let identity = Identity::Unix {
                         uid: credentials.uid(),
                         gid: credentials.gid(),
                         pid: credentials.pid(),
                     };
                     if speaks(stream.readable()).await {
-                        service.serve(stream, Caller::new(identity, read_only), stop).await;
+                        service
+                            .serve(stream, Caller::new(identity, read_only), stop)
+                            .await;
                     }
                 }
                 Accepted::Tcp(stream, address) => {
@@ -196,10 +213,15 @@ impl Listener {
                     drop(handshake);
                     match accepted {
                         Ok(Ok(stream)) => {
-                            let certificate =
-                                stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                            let certificate = stream
+                                .get_ref()
+                                .1
+                                .peer_certificates()
+                                .and_then(<[_]>::first);
                             let caller = match certificate {
-                                Some(certificate) => Caller::new(Identity::of_certificate(certificate), false),
+                                Some(certificate) => {
+                                    Caller::new(Identity::of_certificate(certificate), false)
+                                }
                                 None => Caller::new(Identity::Address(address), read_only),
                             };
                             service.serve(stream, caller, stop).await;

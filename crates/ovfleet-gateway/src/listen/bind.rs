@@ -79,7 +79,11 @@ impl Drop for SocketFile {
 
 pub(super) fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
     let bind = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
         // Connections of the process before us may linger in TIME_WAIT.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
@@ -92,8 +96,16 @@ pub(super) fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
 pub(super) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> {
     let path = &config.path;
     let address = format!("unix:{}", path.display());
-    let owner = config.owner.as_deref().map(|name| account("user", "/etc/passwd", name)).transpose()?;
-    let group = config.group.as_deref().map(|name| account("group", "/etc/group", name)).transpose()?;
+    let owner = config
+        .owner
+        .as_deref()
+        .map(|name| account("user", "/etc/passwd", name))
+        .transpose()?;
+    let group = config
+        .group
+        .as_deref()
+        .map(|name| account("group", "/etc/group", name))
+        .transpose()?;
     remove_stale(path, &address)?;
     let bind = || {
         // The directory of the default socket is gone after every boot.
@@ -103,7 +115,10 @@ pub(super) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> 
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
         let metadata = fs::symlink_metadata(path)?;
-        let file = SocketFile { path: path.clone(), identity: (metadata.dev(), metadata.ino()) };
+        let file = SocketFile {
+            path: path.clone(),
+            identity: (metadata.dev(), metadata.ino()),
+        };
         if owner.is_some() || group.is_some() {
             std::os::unix::fs::chown(path, owner, group)?;
         }
@@ -111,24 +126,35 @@ pub(super) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> 
         // Only from here on can anybody connect.
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
-        let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(std::os::fd::OwnedFd::from(socket)))?;
-        Ok(UnixSocket { listener, _file: file })
+        let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(
+            std::os::fd::OwnedFd::from(socket),
+        ))?;
+        Ok(UnixSocket {
+            listener,
+            _file: file,
+        })
     };
     bind().map_err(|source| bind_error(&address, source))
 }
 
 /// Removes the socket of a process that ended without doing so itself.
 fn remove_stale(path: &Path, address: &str) -> Result<(), BindError> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !metadata.file_type().is_socket() {
-        return Err(BindError::NotASocket { path: path.to_owned() });
+        return Err(BindError::NotASocket {
+            path: path.to_owned(),
+        });
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|source| bind_error(address, source))
         }
         // Somebody answers, or holds it and is too busy to.
-        _ => Err(BindError::Taken { address: address.to_owned() }),
+        _ => Err(BindError::Taken {
+            address: address.to_owned(),
+        }),
     }
 }
 
@@ -151,5 +177,8 @@ fn account(what: &'static str, file: &str, name: &str) -> Result<u32, BindError>
         .lines()
         .map(|line| line.split(':'))
         .find_map(|mut fields| (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?)
-        .ok_or_else(|| BindError::UnknownAccount { what, name: name.to_owned() })
+        .ok_or_else(|| BindError::UnknownAccount {
+            what,
+            name: name.to_owned(),
+        })
 }

@@ -4,12 +4,14 @@ use std::{
     convert::Infallible,
     pin::{Pin, pin},
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
 use hyper::{
     Request, Response,
-    body::Incoming,
+    body::{Body, Frame, Incoming, SizeHint},
     server::conn::{http1, http2},
 };
 use hyper_util::{
@@ -19,9 +21,13 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
+    time::sleep,
 };
-use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+use tonic::{Status, service::Routes};
 use tower::Service as _;
 
 use crate::{caller::Caller, config::Limits, idle::Activity, status};
@@ -38,6 +44,9 @@ const SEND_BUFFER_BYTES: usize = 128 << 10;
 /// What a caller may send before we read it: requests are small.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// How long a caller may take, in a drain, for the end of its last answer. One
+/// whose process stands still would hold up the drain otherwise.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a caller of the HTTP port may take for the headers of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -57,7 +66,10 @@ impl GrpcService {
         Self {
             routes: routes.prepare(),
             activity,
-            calls: Calls { max: limits.calls, free: Arc::new(Semaphore::new(limits.calls)) },
+            calls: Calls {
+                max: limits.calls,
+                free: Arc::new(Semaphore::new(limits.calls)),
+            },
             streams_per_connection: bound(limits.streams_per_connection),
             header_bytes: bound(limits.header_size),
         }
@@ -77,37 +89,83 @@ struct Called {
     caller: Caller,
     activity: Activity,
     calls: Calls,
+    /// Its calls whose answers are not out yet.
+    under_way: TaskTracker,
+}
+
+/// The body of an answer. Its call is under way until it is sent, or given up.
+struct Answer {
+    body: tonic::body::Body,
+    _call: TaskTrackerToken,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 impl hyper::service::Service<Request<Incoming>> for Called {
-    type Response = Response<tonic::body::Body>;
+    type Response = Response<Answer>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         self.activity.touch();
+        let call = self.under_way.token();
         let Ok(permit) = Arc::clone(&self.calls.free).try_acquire_owned() else {
             let refusal = status::call_limit(self.calls.max).into_http();
-            return Box::pin(async move { Ok(refusal) });
+            return Box::pin(async { Ok(refusal.map(|body| Answer { body, _call: call })) });
         };
         request.extensions_mut().insert(self.caller.clone());
         let response = self.routes.clone().call(request);
         Box::pin(async move {
-            let response = response.await;
+            let response = response.await?;
             drop(permit);
-            response
+            Ok(response.map(|body| Answer { body, _call: call }))
         })
     }
 }
 
 /// Serves gRPC until the caller leaves, or until `stop` and the last call has ended.
-pub(super) async fn serve_http2<S>(stream: S, service: GrpcService, caller: Caller, stop: CancellationToken)
-where
+pub(super) async fn serve_http2<S>(
+    stream: S,
+    service: GrpcService,
+    caller: Caller,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let GrpcService { routes, activity, calls, streams_per_connection, header_bytes } = service;
+    let GrpcService {
+        routes,
+        activity,
+        calls,
+        streams_per_connection,
+        header_bytes,
+    } = service;
     let present = activity.caller_present();
-    let called = Called { routes, caller, activity, calls };
+    let under_way = TaskTracker::new();
+    let called = Called {
+        routes,
+        caller,
+        activity,
+        calls,
+        under_way: under_way.clone(),
+    };
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -125,7 +183,15 @@ where
         result = connection.as_mut() => result,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            under_way.close();
+            let farewell = async {
+                under_way.wait().await;
+                sleep(FAREWELL).await;
+            };
+            tokio::select! {
+                result = connection => result,
+                () = farewell => Ok(()),
+            }
         }
     };
     if let Err(error) = result {
@@ -140,7 +206,9 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
     let service = TowerToHyperService::new(router);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {

@@ -16,7 +16,7 @@ use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
     task::JoinHandle,
     time::timeout,
@@ -43,14 +43,22 @@ struct Serving {
 impl Serving {
     fn of(listener: Listener, limits: &Limits) -> Self {
         let who = |Extension(caller): Extension<Caller>| async move {
-            let rights = if caller.require_control().is_ok() { "control" } else { "read-only" };
+            let rights = if caller.require_control().is_ok() {
+                "control"
+            } else {
+                "read-only"
+            };
             format!("{} {rights}", caller.name())
         };
         let routes = Router::new().route("/who", get(who)).into();
         let service = Service::Grpc(GrpcService::new(routes, Activity::new(), limits));
         let (address, stop) = (listener.address(), CancellationToken::new());
         let task = tokio::spawn(listener.run(service, Admission::new(limits), stop.clone()));
-        Self { address, stop, task }
+        Self {
+            address,
+            stop,
+            task,
+        }
     }
 
     fn tcp(&self) -> SocketAddr {
@@ -77,7 +85,8 @@ async fn who<S>(stream: S) -> Result<String, Box<dyn std::error::Error>>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = handshake.await?;
     tokio::spawn(connection);
     let request = Request::get("http://gateway/who").body(Body::empty())?;
@@ -101,7 +110,11 @@ impl Authority {
         let certificate = params.self_signed(&key).unwrap();
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("ca.crt"), certificate.pem()).unwrap();
-        Self { directory, certificate: certificate.der().clone(), issuer: Issuer::new(params, key) }
+        Self {
+            directory,
+            certificate: certificate.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -116,7 +129,10 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
-        (certificate.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        (
+            certificate.der().clone(),
+            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
     }
 
     fn files(&self, client_ca: Option<&Path>) -> TlsFiles {
@@ -146,24 +162,35 @@ impl Authority {
         config.alpn_protocols = vec![b"h2".to_vec()];
         let stream = TcpStream::connect(address).await?;
         let connector = TlsConnector::from(Arc::new(config));
-        who(connector.connect(ServerName::try_from("localhost")?, stream).await?).await
+        who(connector
+            .connect(ServerName::try_from("localhost")?, stream)
+            .await?)
+        .await
     }
 }
 
 fn socket(directory: &TempDir) -> SocketConfig {
-    SocketConfig { path: directory.path().join("sub/s.sock"), ..SocketConfig::default() }
+    SocketConfig {
+        path: directory.path().join("sub/s.sock"),
+        ..SocketConfig::default()
+    }
 }
 
 /// The kernel says who is at the other end of a Unix socket; its mode says who may be.
 #[tokio::test]
 async fn a_unix_caller_is_its_user() {
     let directory = tempfile::tempdir().unwrap();
-    let config = SocketConfig { mode: 0o620, ..socket(&directory) };
+    let config = SocketConfig {
+        mode: 0o620,
+        ..socket(&directory)
+    };
     let serving = listen(Listener::unix(&config).unwrap());
     let mode = fs::metadata(&config.path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o620);
     let uid = rustix::process::getuid().as_raw();
-    let found = who(UnixStream::connect(&config.path).await.unwrap()).await.unwrap();
+    let found = who(UnixStream::connect(&config.path).await.unwrap())
+        .await
+        .unwrap();
     assert_eq!(found, format!("uid:{uid} control"));
     drop(serving);
 }
@@ -173,7 +200,9 @@ async fn a_unix_caller_is_its_user() {
 async fn plaintext_is_read_only_unless_control_is_allowed() {
     for (read_only, rights) in [(true, "read-only"), (false, "control")] {
         let serving = listen(Listener::tcp(loopback(), read_only).unwrap());
-        let found = who(TcpStream::connect(serving.tcp()).await.unwrap()).await.unwrap();
+        let found = who(TcpStream::connect(serving.tcp()).await.unwrap())
+            .await
+            .unwrap();
         assert_eq!(found, format!("addr:127.0.0.1 {rights}"));
     }
 }
@@ -184,14 +213,36 @@ async fn mutual_tls_lets_in_its_own_and_nobody_else() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let config = load_tls(&ours.files(Some(&ours.path("ca.crt")))).unwrap();
     let serving = listen(Listener::tcp(loopback(), true).unwrap().with_tls(config));
-    assert!(serving.address.starts_with("https://"), "{}", serving.address);
+    assert!(
+        serving.address.starts_with("https://"),
+        "{}",
+        serving.address
+    );
 
-    let found = ours.who(serving.tcp(), Some(ours.sign("alice"))).await.unwrap();
-    assert!(found.starts_with("cert:alice#") && found.ends_with(" control"), "{found}");
-    assert!(ours.who(serving.tcp(), Some(theirs.sign("mallory"))).await.is_err(), "wrong authority");
-    assert!(ours.who(serving.tcp(), None).await.is_err(), "no certificate");
+    let found = ours
+        .who(serving.tcp(), Some(ours.sign("alice")))
+        .await
+        .unwrap();
+    assert!(
+        found.starts_with("cert:alice#") && found.ends_with(" control"),
+        "{found}"
+    );
+    assert!(
+        ours.who(serving.tcp(), Some(theirs.sign("mallory")))
+            .await
+            .is_err(),
+        "wrong authority"
+    );
+    assert!(
+        ours.who(serving.tcp(), None).await.is_err(),
+        "no certificate"
+    );
     // And none of them has harmed the listener.
-    assert!(ours.who(serving.tcp(), Some(ours.sign("bob"))).await.is_ok());
+    assert!(
+        ours.who(serving.tcp(), Some(ours.sign("bob")))
+            .await
+            .is_ok()
+    );
 }
 
 /// Without client_ca nobody is identified: such a caller only reads.
@@ -210,10 +261,22 @@ fn bad_tls_files_are_named() {
     let ours = Authority::new();
     let good = ours.files(Some(&ours.path("ca.crt")));
     ours.sign("other");
-    let missing = TlsFiles { cert: ours.path("none.crt"), ..good.clone() };
-    let swapped = TlsFiles { cert: ours.path("gateway.key"), ..good.clone() };
-    let unpaired = TlsFiles { key: ours.path("other.key"), ..good.clone() };
-    let no_authority = TlsFiles { client_ca: Some(ours.path("other.key")), ..good };
+    let missing = TlsFiles {
+        cert: ours.path("none.crt"),
+        ..good.clone()
+    };
+    let swapped = TlsFiles {
+        cert: ours.path("gateway.key"),
+        ..good.clone()
+    };
+    let unpaired = TlsFiles {
+        key: ours.path("other.key"),
+        ..good.clone()
+    };
+    let no_authority = TlsFiles {
+        client_ca: Some(ours.path("other.key")),
+        ..good
+    };
     for (files, words) in [
         (missing, "cannot read"),
         (swapped, "holds no certificate"),
@@ -230,10 +293,20 @@ fn bad_tls_files_are_named() {
 async fn a_stalled_handshake_is_cut() {
     let ours = Authority::new();
     let config = load_tls(&ours.files(None)).unwrap();
-    let limits = Limits { handshakes: 1, handshake_timeout: Duration::from_millis(200), ..Limits::default() };
-    let serving = Serving::of(Listener::tcp(loopback(), true).unwrap().with_tls(config), &limits);
+    let limits = Limits {
+        handshakes: 1,
+        handshake_timeout: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let serving = Serving::of(
+        Listener::tcp(loopback(), true).unwrap().with_tls(config),
+        &limits,
+    );
     let mut stalled = TcpStream::connect(serving.tcp()).await.unwrap();
-    assert!(ours.who(serving.tcp(), None).await.is_ok(), "waits for the place and gets it");
+    assert!(
+        ours.who(serving.tcp(), None).await.is_ok(),
+        "waits for the place and gets it"
+    );
     let end = timeout(PATIENCE, stalled.read_u8()).await.expect("is cut");
     assert!(end.is_err(), "{end:?}");
 }
@@ -241,11 +314,16 @@ async fn a_stalled_handshake_is_cut() {
 /// One connection more than allowed is closed at once; the place is free again afterwards.
 #[tokio::test]
 async fn connections_are_bounded() {
-    let limits = Limits { connections: 1, ..Limits::default() };
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
     let serving = Serving::of(Listener::tcp(loopback(), true).unwrap(), &limits);
     let first = TcpStream::connect(serving.tcp()).await.unwrap();
     let mut second = TcpStream::connect(serving.tcp()).await.unwrap();
-    let end = timeout(PATIENCE, second.read_u8()).await.expect("is closed");
+    let end = timeout(PATIENCE, second.read_u8())
+        .await
+        .expect("is closed");
     assert!(end.is_err(), "{end:?}");
     drop(first);
     let retry = async {
@@ -256,7 +334,9 @@ async fn connections_are_bounded() {
             }
         }
     };
-    timeout(PATIENCE, retry).await.expect("the place is free again");
+    timeout(PATIENCE, retry)
+        .await
+        .expect("the place is free again");
 }
 
 /// The socket file of a crashed gateway is replaced, that of a living one never.
@@ -266,7 +346,10 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let config = socket(&directory);
     fs::create_dir(config.path.parent().unwrap()).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&config.path).unwrap());
-    assert!(fs::metadata(&config.path).unwrap().file_type().is_socket(), "it stays behind");
+    assert!(
+        fs::metadata(&config.path).unwrap().file_type().is_socket(),
+        "it stays behind"
+    );
 
     let first = Listener::unix(&config).unwrap();
     let error = Listener::unix(&config).map(|_| ()).unwrap_err();
@@ -279,9 +362,15 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
     assert_eq!(fs::read_to_string(&config.path).unwrap(), "precious");
 
-    let config = SocketConfig { owner: Some("nobody-of-that-name".to_owned()), ..socket(&directory) };
+    let config = SocketConfig {
+        owner: Some("nobody-of-that-name".to_owned()),
+        ..socket(&directory)
+    };
     let error = Listener::unix(&config).map(|_| ()).unwrap_err().to_string();
-    assert_eq!(error, "there is no user nobody-of-that-name on this machine");
+    assert_eq!(
+        error,
+        "there is no user nobody-of-that-name on this machine"
+    );
 }
 
 /// A taken port is named, so that its holder can be found.
@@ -289,7 +378,10 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 async fn a_taken_port_is_a_clear_error() {
     let holder = std::net::TcpListener::bind(loopback()).unwrap();
     let address = holder.local_addr().unwrap();
-    let error = Listener::tcp(address, true).map(|_| ()).unwrap_err().to_string();
+    let error = Listener::tcp(address, true)
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
     assert_eq!(
         error,
         format!("{address} is taken by another program: end that program, or listen elsewhere")
@@ -305,6 +397,29 @@ async fn a_stopped_listener_ends() {
     let stream = UnixStream::connect(&config.path).await.unwrap();
     assert!(who(stream).await.is_ok());
     serving.stop.cancel();
-    timeout(PATIENCE, &mut serving.task).await.expect("ends").unwrap();
+    timeout(PATIENCE, &mut serving.task)
+        .await
+        .expect("ends")
+        .unwrap();
     assert!(!config.path.exists());
+}
+
+/// A caller whose process stands still answers nothing: it must not hold up a drain.
+#[tokio::test]
+async fn a_caller_that_stands_still_does_not_hold_up_the_end() {
+    let mut serving = listen(Listener::tcp(loopback(), true).unwrap());
+    let mut still = TcpStream::connect(serving.tcp()).await.unwrap();
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    still
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
+    still.write_all(&settings).await.unwrap();
+    // Its settings are answered: the connection stands.
+    still.read_exact(&mut [0; 9]).await.unwrap();
+    serving.stop.cancel();
+    timeout(PATIENCE / 2, &mut serving.task)
+        .await
+        .expect("ends")
+        .unwrap();
 }

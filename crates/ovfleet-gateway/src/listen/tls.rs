@@ -64,30 +64,47 @@ pub enum TlsError {
 ///
 /// TLS 1.3 only: every gRPC implementation in use speaks it.
 pub(crate) fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
-    let TlsFiles { cert, key, client_ca } = files;
+    let TlsFiles {
+        cert,
+        key,
+        client_ca,
+    } = files;
     let chain = certificates(cert)?;
     let pem = read(key)?;
-    let private_key = PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|_| TlsError::Pem { path: key.clone(), what: "private key" })?;
+    let private_key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::Pem {
+        path: key.clone(),
+        what: "private key",
+    })?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13]);
-    let pair_error = |source| TlsError::Pair { cert: cert.clone(), key: key.clone(), source };
+    let pair_error = |source| TlsError::Pair {
+        cert: cert.clone(),
+        key: key.clone(),
+        source,
+    };
     let builder = builder.map_err(pair_error)?;
     let builder = match client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let error = |reason: String| TlsError::Authority { path: path.clone(), reason };
+            let error = |reason: String| TlsError::Authority {
+                path: path.clone(),
+                reason,
+            };
             let mut roots = RootCertStore::empty();
             for authority in certificates(path)? {
-                roots.add(authority).map_err(|cause| error(cause.to_string()))?;
+                roots
+                    .add(authority)
+                    .map_err(|cause| error(cause.to_string()))?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             let verifier = verifier.build().map_err(|cause| error(cause.to_string()))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let mut config = builder.with_single_cert(chain, private_key).map_err(pair_error)?;
+    let mut config = builder
+        .with_single_cert(chain, private_key)
+        .map_err(pair_error)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would outlive the certificate it was made with.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -100,18 +117,26 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match found {
         Ok(chain) if !chain.is_empty() => Ok(chain),
-        _ => Err(TlsError::Pem { path: path.to_owned(), what: "certificate" }),
+        _ => Err(TlsError::Pem {
+            path: path.to_owned(),
+            what: "certificate",
+        }),
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     let read = || {
         let mut pem = Vec::new();
-        File::open(path)?.take(PEM_BYTES_MAX + 1).read_to_end(&mut pem)?;
+        File::open(path)?
+            .take(PEM_BYTES_MAX + 1)
+            .read_to_end(&mut pem)?;
         if u64::try_from(pem.len()).is_ok_and(|length| length > PEM_BYTES_MAX) {
             return Err(io::Error::other("the file is too large"));
         }
         Ok(pem)
     };
-    read().map_err(|source| TlsError::Read { path: path.to_owned(), source })
+    read().map_err(|source| TlsError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -233,7 +233,7 @@ impl FleetService for FleetQueries {
                 page.offer(key, || row::instance(instance));
             }
         }
-        let (instances, last) = page.finish();
+        let (instances, last) = page.finish(self.context.rows_bytes_max);
         Ok(Response::new(v1::ListInstancesResponse {
             instances,
             next_page_token: self.next_token(query, last, as_of),
@@ -325,7 +325,7 @@ impl FleetService for FleetQueries {
                 break;
             }
         }
-        let (clients, last) = page.finish();
+        let (clients, last) = page.finish(self.context.rows_bytes_max);
         // Counters move: behind this page is nothing that a token could name.
         let last = last.filter(|_| order != v1::ClientOrder::Bytes);
         Ok(Response::new(v1::ListClientsResponse {
@@ -382,7 +382,7 @@ impl FleetService for FleetQueries {
                 break;
             }
         }
-        let (routes, last) = page.finish();
+        let (routes, last) = page.finish(self.context.rows_bytes_max);
         Ok(Response::new(v1::ListRoutesResponse {
             routes,
             next_page_token: self.next_token(query, last, as_of),

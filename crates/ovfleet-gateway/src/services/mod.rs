@@ -38,6 +38,8 @@ pub(crate) struct Context {
     pub(crate) fleet: Fleet,
     /// Writes and reads the tokens that callers keep.
     pub(crate) cursors: Cursors,
+    /// Bytes of the rows of one page.
+    pub(crate) rows_bytes_max: usize,
     /// Open streams.
     pub(crate) streams: Streams,
     /// Tasks of open streams; they end soon after `drain`.

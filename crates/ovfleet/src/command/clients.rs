@@ -9,7 +9,7 @@ use crate::{
     gateway::Gateway,
     listing::{Page, collect, report_limit, report_unreachable},
     output::{Output, note},
-    rows,
+    rows::{self, Focus},
 };
 
 /// Rows of a list by bytes, unless said: such a list has one page.
@@ -23,6 +23,10 @@ pub(crate) async fn run(gateway: &Gateway, args: ClientsArgs, output: &mut Outpu
         Sort::Since => ClientOrder::ConnectedSince,
         Sort::Name => ClientOrder::CommonName,
         Sort::Bytes => ClientOrder::Bytes,
+    };
+    let focus = match args.sort {
+        Sort::Bytes => Focus::Traffic,
+        _ => Focus::Addresses,
     };
     let limit = match args.sort {
         Sort::Bytes => Some(args.list.limit.unwrap_or(TOP)),
@@ -72,7 +76,7 @@ pub(crate) async fn run(gateway: &Gateway, args: ClientsArgs, output: &mut Outpu
     match output.format() {
         Format::Table if found => {
             output.table(
-                &rows::clients(&listing.rows, args.list.wide, Timestamp::now()),
+                &rows::clients(&listing.rows, focus, args.list.wide, Timestamp::now()),
                 args.list.wide,
             )?;
         }

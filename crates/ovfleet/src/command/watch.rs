@@ -14,7 +14,7 @@ use crate::{
     gateway::Gateway,
     listing::{full_name, report_unreachable},
     output::{Output, note},
-    rows,
+    rows::{self, Focus},
     table::Tone,
     text::{bytes, count, enum_name, escape, outside},
     value::proto_duration,
@@ -295,7 +295,8 @@ impl Fleet {
             let room = space.saturating_sub(shown.len() + 2).max(1);
             let top: Vec<Client> = by_bytes.into_iter().take(room).cloned().collect();
             text.push('\n');
-            text += &rows::clients(&top, false, now).render(Some(columns), output.paints());
+            text += &rows::clients(&top, Focus::Traffic, false, now)
+                .render(Some(columns), output.paints());
         }
         // No newline at the end: the screen must not scroll.
         text.trim_end().to_owned()

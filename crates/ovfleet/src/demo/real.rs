@@ -156,7 +156,7 @@ impl RealFleet {
             client.come(&self.programs)?;
         }
         loop {
-            sleep(Duration::from_millis(1_000 + random(3_000)?)).await;
+            sleep(Duration::from_millis(500 + random(2_000)?)).await;
             for (server, (name, ..)) in self.servers.iter_mut().zip(SERVERS) {
                 if let Some(status) = server.try_wait()? {
                     bail!("the openvpn server {name} ended ({status})");
