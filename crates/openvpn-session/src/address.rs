@@ -1,14 +1,15 @@
 //! Where a daemon's management socket is.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Longest path a Unix socket can have: `sun_path` is 108 bytes with its NUL.
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
-/// Where a daemon's management socket is, written `unix:/path` or `tcp:host:port`.
+/// Where a daemon's management socket is: `unix:/path` or `tcp:host:port`; or, for one with `--management-client`, where
+/// it finds ours: `listen-unix:/path` or `listen-tcp:ip:port`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A Unix socket, by its absolute path.
@@ -20,14 +21,28 @@ pub enum Address {
         /// The port, never 0.
         port: u16,
     },
+    /// A Unix socket on which the daemon dials in, by its absolute path.
+    ListenUnix(PathBuf),
+    /// A TCP port on which the daemon dials in, never 0.
+    ListenTcp(SocketAddr),
 }
 
 impl Address {
+    /// Whether the daemon dials in here. Such a daemon ends when its session does.
+    #[must_use]
+    pub fn is_dial_in(&self) -> bool {
+        match self {
+            Self::ListenUnix(_) | Self::ListenTcp(_) => true,
+            Self::Unix(_) | Self::Tcp { .. } => false,
+        }
+    }
+
     /// Whether the daemon is on this machine as far as the address says: then a retry costs next to nothing.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Unix(_) => true,
+            Self::Unix(_) | Self::ListenUnix(_) => true,
+            Self::ListenTcp(address) => address.ip().is_loopback(),
             Self::Tcp { host, .. } => {
                 host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
             }
@@ -38,8 +53,8 @@ impl Address {
 /// Why a text is no [`Address`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// There is no `unix:` or `tcp:` in front.
-    #[error("{text:?} does not begin with unix: or tcp:")]
+    /// What stands in front is no kind of address.
+    #[error("{text:?} does not begin with unix:, tcp:, listen-unix: or listen-tcp:")]
     Scheme {
         /// The whole text.
         text: String,
@@ -70,6 +85,12 @@ pub enum AddressError {
         /// What stands where the host should.
         host: String,
     },
+    /// A host name where only an IP address makes sense.
+    #[error("{host:?} is no IP address to listen on, as in listen-tcp:127.0.0.1:7505")]
+    ListenHost {
+        /// What stands where the IP address should.
+        host: String,
+    },
     /// No port, or none from 1 to 65535.
     #[error("{port:?} is no port from 1 to 65535, as in tcp:127.0.0.1:7505")]
     Port {
@@ -79,7 +100,7 @@ pub enum AddressError {
 }
 
 /// Kinds of address that exist but that no code serves yet.
-const SCHEMES_TO_COME: [&str; 3] = ["tls", "listen-unix", "listen-tcp"];
+const SCHEMES_TO_COME: [&str; 1] = ["tls"];
 
 impl FromStr for Address {
     type Err = AddressError;
@@ -90,8 +111,10 @@ impl FromStr for Address {
         };
         let (scheme, rest) = text.split_once(':').ok_or_else(scheme_error)?;
         match scheme {
-            "unix" => parse_unix(rest),
-            "tcp" => parse_tcp(rest),
+            "unix" => parse_path(rest).map(Self::Unix),
+            "tcp" => parse_host(rest).map(|(host, port)| Self::Tcp { host, port }),
+            "listen-unix" => parse_path(rest).map(Self::ListenUnix),
+            "listen-tcp" => parse_listen_tcp(rest),
             _ => Err(SCHEMES_TO_COME
                 .into_iter()
                 .find(|known| *known == scheme)
@@ -102,7 +125,7 @@ impl FromStr for Address {
     }
 }
 
-fn parse_unix(path: &str) -> Result<Address, AddressError> {
+fn parse_path(path: &str) -> Result<PathBuf, AddressError> {
     if !path.starts_with('/') || path.contains('\0') {
         return Err(AddressError::PathRelative {
             path: path.to_owned(),
@@ -113,10 +136,18 @@ fn parse_unix(path: &str) -> Result<Address, AddressError> {
             path: path.to_owned(),
         });
     }
-    Ok(Address::Unix(PathBuf::from(path)))
+    Ok(PathBuf::from(path))
 }
 
-fn parse_tcp(rest: &str) -> Result<Address, AddressError> {
+fn parse_listen_tcp(rest: &str) -> Result<Address, AddressError> {
+    let (host, port) = parse_host(rest)?;
+    let ip: IpAddr = host
+        .parse()
+        .map_err(|_| AddressError::ListenHost { host })?;
+    Ok(Address::ListenTcp(SocketAddr::new(ip, port)))
+}
+
+fn parse_host(rest: &str) -> Result<(String, u16), AddressError> {
     let Some((host, port)) = rest.rsplit_once(':') else {
         return Err(AddressError::Port {
             port: String::new(),
@@ -135,10 +166,9 @@ fn parse_tcp(rest: &str) -> Result<Address, AddressError> {
         });
     }
     match port.parse() {
-        Ok(number) if number > 0 && !port.starts_with('+') => Ok(Address::Tcp {
-            host: bracketed.unwrap_or(host).to_owned(),
-            port: number,
-        }),
+        Ok(number) if number > 0 && !port.starts_with('+') => {
+            Ok((bracketed.unwrap_or(host).to_owned(), number))
+        }
         _ => Err(AddressError::Port {
             port: port.to_owned(),
         }),
@@ -156,6 +186,8 @@ impl fmt::Display for Address {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+            Self::ListenUnix(path) => write!(f, "listen-unix:{}", path.display()),
+            Self::ListenTcp(address) => write!(f, "listen-tcp:{address}"),
         }
     }
 }
@@ -173,6 +205,9 @@ mod tests {
             "tcp:127.0.0.1:7505",
             "tcp:vpn-1.example:1",
             "tcp:[::1]:65535",
+            "listen-unix:/run/ovfleet/eu1.sock",
+            "listen-tcp:127.0.0.1:7505",
+            "listen-tcp:[::1]:7505",
         ] {
             let address: Address = text.parse().expect(text);
             assert_eq!(address.to_string(), text);
@@ -186,7 +221,9 @@ mod tests {
             ("/run/x.sock", "does not begin with"),
             ("udp:1.2.3.4:5", "does not begin with"),
             ("tls:host:7505", "not supported yet"),
-            ("listen-unix:/x", "not supported yet"),
+            ("listen-unix:x", "not an absolute path"),
+            ("listen-tcp:localhost:7505", "no IP address"),
+            ("listen-tcp:127.0.0.1:0", "no port"),
             ("unix:run/x.sock", "not an absolute path"),
             (&format!("unix:/{}", "x".repeat(107)), "longer than"),
             ("tcp:host", "no port"),

@@ -14,8 +14,10 @@ pub struct SessionConfig {
     pub password_file: Option<PathBuf>,
     /// What to do when the daemon waits for `hold release`.
     pub hold: HoldPolicy,
-    /// What the daemon does when we leave.
+    /// What the daemon does when we leave; always [`Destructive`](DisconnectPolicy::Destructive) for one that dials in.
     pub disconnect: DisconnectPolicy,
+    /// The socket on which the daemon dials in; of no effect for other addresses.
+    pub dial_in: DialInConfig,
     /// Whether to ask for log lines. They carry the hints that a client leaves.
     pub log: bool,
     /// How often traffic is reported, in whole seconds, rounded up; `None` is never.
@@ -32,11 +34,17 @@ impl SessionConfig {
     /// The defaults for the daemon at `address`, without a password.
     #[must_use]
     pub fn new(address: Address) -> Self {
+        let disconnect = if address.is_dial_in() {
+            DisconnectPolicy::Destructive
+        } else {
+            DisconnectPolicy::Harmless
+        };
         Self {
             address,
             password_file: None,
             hold: HoldPolicy::Release,
-            disconnect: DisconnectPolicy::Harmless,
+            disconnect,
+            dial_in: DialInConfig::default(),
             log: true,
             bytecount: Some(Duration::from_secs(10)),
             status_interval: Duration::from_secs(60),
@@ -50,6 +58,30 @@ impl SessionConfig {
         let interval = self.bytecount?;
         let whole_secs = interval.as_secs() + u64::from(interval.subsec_nanos() > 0);
         Some(u32::try_from(whole_secs).unwrap_or(u32::MAX).max(1))
+    }
+}
+
+/// The Unix socket on which a daemon dials in, and who may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DialInConfig {
+    /// Mode of the socket file.
+    pub mode: u32,
+    /// User that owns it; `None` leaves it to us.
+    pub owner: Option<u32>,
+    /// Its group; `None` leaves it to us.
+    pub group: Option<u32>,
+    /// The only user whose processes are let in, as the kernel knows them; `None` is whoever may open the file.
+    pub peer_uid: Option<u32>,
+}
+
+impl Default for DialInConfig {
+    fn default() -> Self {
+        Self {
+            mode: 0o660,
+            owner: None,
+            group: None,
+            peer_uid: None,
+        }
     }
 }
 

@@ -83,17 +83,20 @@ pub(crate) enum DialError {
     QueueFull,
     #[error("no answer from {address} within {waited:?}")]
     Silent { address: String, waited: Duration },
+    #[error("the daemon dials in there, not we")]
+    NotDialled,
     #[error("cannot connect to {address}: {error}")]
     Other { address: String, error: io::Error },
 }
 
-/// Opens a socket to `address`.
+/// Opens a socket to `address`, which is not one to dial in at.
 pub(crate) async fn open(address: &Address, timings: &Timings) -> Result<Stream, DialError> {
     match address {
         Address::Unix(path) => open_unix(path)
             .await
             .map(Stream::Unix)
             .map_err(|error| dial_error(address, error)),
+        Address::ListenUnix(_) | Address::ListenTcp(_) => Err(DialError::NotDialled),
         Address::Tcp { host, port } => {
             let waited = timings.connect_deadline;
             match timeout(waited, open_tcp(host, *port)).await {
@@ -117,16 +120,21 @@ async fn open_unix(path: &Path) -> io::Result<UnixStream> {
 
 async fn open_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((host, port)).await?;
+    tune(&stream)?;
+    Ok(stream)
+}
+
+/// Makes a connection prompt, and makes it notice when the other end is no more.
+pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let socket = SockRef::from(&stream);
+    let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_AFTER)
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_RETRIES),
     )?;
-    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
-    Ok(stream)
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))
 }
 
 fn dial_error(address: &Address, error: io::Error) -> DialError {

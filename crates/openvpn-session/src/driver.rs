@@ -28,6 +28,9 @@ const TURN_BYTES_MAX: usize = 256 * 1024;
 /// so that everything that had arrived when the read began has been seen.
 const DRAIN_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Told of a daemon that dialled in, once another one did so too.
+const CONTESTED: &str = "another daemon dialled in at this address too and was turned away: give each daemon an address of its own";
+
 /// Why a session is over.
 #[derive(Debug)]
 pub(crate) enum Ended {
@@ -49,6 +52,8 @@ pub(crate) struct Driver<'a, O> {
     release_due: bool,
     /// Since when the daemon does not answer.
     unresponsive_since: Option<Instant>,
+    /// Whether somebody else dialled in at the daemon's address.
+    is_contested: bool,
     /// What the daemon said about its own end.
     farewell: Option<String>,
 }
@@ -70,6 +75,7 @@ impl<'a, O: Observer> Driver<'a, O> {
             in_flight: None,
             release_due: false,
             unresponsive_since: None,
+            is_contested: false,
             farewell: None,
         }
     }
@@ -101,6 +107,7 @@ impl<'a, O: Observer> Driver<'a, O> {
     fn advance(&mut self) -> Result<bool, Ended> {
         let is_drained = self.receive(Link::receive, TURN_BYTES_MAX)?;
         self.handle_time()?;
+        self.handle_turned_away();
         while self.dispatch()? {
             self.handle_outputs(Moment::now())?;
         }
@@ -480,11 +487,28 @@ impl<'a, O: Observer> Driver<'a, O> {
 
     fn handle_responsive(&mut self, now: Moment) {
         self.unresponsive_since = None;
-        match self.stage {
-            Stage::Syncing(_) => self.report.stands(Condition::Syncing, ""),
-            Stage::Attached { .. } => self.report.stands(Condition::Attached, ""),
-        }
+        self.stand();
         self.handle_hint(Hint::Poll, now);
+    }
+
+    /// Reports a session in which all is well, but perhaps for its address.
+    fn stand(&mut self) {
+        let condition = match self.stage {
+            Stage::Syncing(_) => Condition::Syncing,
+            Stage::Attached { .. } => Condition::Attached,
+        };
+        let reason = if self.is_contested { CONTESTED } else { "" };
+        self.report.stands(condition, reason);
+    }
+
+    fn handle_turned_away(&mut self) {
+        if self.report.mailbox.take_turned_away() && !self.is_contested {
+            self.is_contested = true;
+            // A daemon that hangs is the greater news.
+            if self.unresponsive_since.is_none() {
+                self.stand();
+            }
+        }
     }
 
     /// All is asked: hands over the facts and opens the lanes.
@@ -501,7 +525,7 @@ impl<'a, O: Observer> Driver<'a, O> {
                 self.report.mailbox.refreshed(asked);
             }
         }
-        self.report.stands(Condition::Attached, "");
+        self.stand();
     }
 
     /// Tells everybody that the session is over.

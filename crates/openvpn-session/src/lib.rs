@@ -1,7 +1,7 @@
 //! One persistent session to one OpenVPN management socket.
 //!
-//! It connects, logs in, synchronises, keeps the daemon's only management slot for as long as it can, and comes back
-//! when it lost it. While attached it puts the commands of many callers on the wire one at a time and hands everything
+//! It connects, or lets the daemon dial in, logs in, synchronises, keeps the daemon's only management slot for as long
+//! as it can, and comes back when it lost it. While attached it puts the commands of many callers on the wire one at a time and hands everything
 //! the daemon says to one [`Observer`], in the order of the wire and without a queue between.
 //!
 //! It keeps no table of clients and knows no other instance: that is the fleet's part. It never changes a daemon's
@@ -18,6 +18,7 @@ mod call;
 mod condition;
 mod config;
 mod dial;
+mod door;
 mod driver;
 mod in_flight;
 mod link;
@@ -37,7 +38,7 @@ pub use call::{
     Answer, Call, CallError, CallerId, Guard, GuardRefused, Lane, NotSent, OutcomeUnknown,
 };
 pub use condition::{Condition, ConditionChange};
-pub use config::{DisconnectPolicy, HoldPolicy, SessionConfig, Timings};
+pub use config::{DialInConfig, DisconnectPolicy, HoldPolicy, SessionConfig, Timings};
 pub use dial::{DIALS_PER_SECOND_MAX, DialPacer};
 pub use mailbox::{CONTROL_LANE_MAX, READ_LANE_MAX, REFRESH_WAITERS_MAX, SessionHandle};
 pub use observation::{Facts, Hint, Mode, Moment, Observation, Observer, Snapshot};

@@ -100,7 +100,13 @@ pub(crate) async fn login<O: Observer>(
             () = cancel.cancelled() => return Err(LoginError::Cancelled),
             ready = link.ready() => ready.map_err(lost)?,
             reason = silence.reason(config, tried.is_some()) => {
-                report.stands(Condition::SlotBusy, reason);
+                // One that dials in has nobody else to talk to.
+                let condition = if config.address.is_dial_in() {
+                    Condition::Unresponsive
+                } else {
+                    Condition::SlotBusy
+                };
+                report.stands(condition, reason);
             }
         }
     }
@@ -218,7 +224,8 @@ async fn refused<O: Observer>(
             biased;
             () = cancel.cancelled() => return LoginError::Cancelled,
             () = report.mailbox.wake.notified() => {
-                if report.mailbox.take_retry() {
+                // One that dialled in would end, and cannot be dialled again.
+                if report.mailbox.take_retry() && !config.address.is_dial_in() {
                     return LoginError::PasswordRetry;
                 }
             }

@@ -145,6 +145,8 @@ struct State {
     refreshed: Option<Moment>,
     /// Somebody wants another attempt now.
     retry: bool,
+    /// Somebody dialled in though the daemon is there already.
+    turned_away: bool,
     next_ticket: u64,
 }
 
@@ -157,6 +159,7 @@ impl Default for State {
             refreshes: Vec::new(),
             refreshed: None,
             retry: false,
+            turned_away: false,
             next_ticket: 0,
         }
     }
@@ -290,6 +293,17 @@ impl Mailbox {
     /// Whether somebody asked for another attempt since the last time.
     pub(crate) fn take_retry(&self) -> bool {
         std::mem::take(&mut self.lock().retry)
+    }
+
+    /// A second dialler was turned away.
+    pub(crate) fn turned_away(&self) {
+        self.lock().turned_away = true;
+        self.wake.notify_one();
+    }
+
+    /// Whether a second dialler was turned away since the last time.
+    pub(crate) fn take_turned_away(&self) -> bool {
+        std::mem::take(&mut self.lock().turned_away)
     }
 
     /// Calls are taken from now on.

@@ -1,6 +1,7 @@
 //! The task that owns one management socket: attempt, session, wait, attempt again.
 
 use std::future::Future;
+use std::io;
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::backoff::{Backoff, Eagerness, random_fraction};
 use crate::condition::Condition;
 use crate::config::{DisconnectPolicy, SessionConfig};
 use crate::dial::{self, DialError, DialPacer};
+use crate::door::Door;
 use crate::driver::{Driver, Ended};
 use crate::link::{Link, Stream};
 use crate::login::{LoginError, login};
@@ -30,21 +32,50 @@ pub struct Session<O> {
     report: Report<O>,
     pacer: Arc<DialPacer>,
     backoff: Backoff,
+    /// Where the daemon dials in, once that is open; stays so between two sessions.
+    door: Option<Door>,
 }
 
 /// What comes next; `Break` when we were told to end.
 type Next = ControlFlow<()>;
 
+/// What remains of a session that is over.
+enum Aftermath {
+    /// We were told to end.
+    Cancelled,
+    /// Somebody asked for another attempt.
+    Again,
+    /// The daemon wants another password.
+    Password {
+        reason: String,
+        tried: Option<Fingerprint>,
+    },
+    /// There will be another attempt after a while.
+    Wait {
+        condition: Condition,
+        reason: String,
+        eagerness: Eagerness,
+    },
+}
+
 impl<O: Observer> Session<O> {
     /// A session that has not begun, and the handle to it.
     #[must_use]
-    pub fn new(config: SessionConfig, observer: O, pacer: Arc<DialPacer>) -> (SessionHandle, Self) {
+    pub fn new(
+        mut config: SessionConfig,
+        observer: O,
+        pacer: Arc<DialPacer>,
+    ) -> (SessionHandle, Self) {
+        if config.address.is_dial_in() {
+            config.disconnect = DisconnectPolicy::Destructive;
+        }
         let (handle, mailbox) = SessionHandle::new();
         let session = Self {
             config,
             report: Report::new(observer, mailbox),
             pacer,
             backoff: Backoff::default(),
+            door: None,
         };
         (handle, session)
     }
@@ -59,11 +90,14 @@ impl<O: Observer> Session<O> {
 
     /// One attempt with all that comes of it, and the wait after it.
     async fn attempt(&mut self, cancel: &CancellationToken) -> Next {
+        if self.config.address.is_dial_in() {
+            return self.attend(cancel).await;
+        }
         let pacer = Arc::clone(&self.pacer);
         // Before the dial, so that a socket that appears while it fails is not missed.
         let socket = match &self.config.address {
             Address::Unix(path) => pacer.sockets.subscribe(path),
-            Address::Tcp { .. } => None,
+            Address::Tcp { .. } | Address::ListenUnix(_) | Address::ListenTcp(_) => None,
         };
         let appeared = socket.as_ref().map(|socket| socket.appeared());
         let dialled = tokio::select! {
@@ -75,7 +109,8 @@ impl<O: Observer> Session<O> {
             Ok(stream) => {
                 drop(appeared);
                 drop(socket);
-                self.use_stream(stream, cancel).await
+                let aftermath = self.keep(stream, cancel).await;
+                self.recover(aftermath, cancel).await
             }
             Err(error) => {
                 let (condition, reason) = match &error {
@@ -105,8 +140,71 @@ impl<O: Observer> Session<O> {
         dial::open(&self.config.address, &self.config.timings).await
     }
 
+    /// Waits for the daemon to dial in, and turns away everybody else while it is there.
+    async fn attend(&mut self, cancel: &CancellationToken) -> Next {
+        let opened = match self.door.take() {
+            Some(door) => Ok(door),
+            None => Door::open(&self.config.address, &self.config.dial_in),
+        };
+        let door = match opened {
+            Ok(door) => door,
+            Err(error) => return self.wait_to_listen(error.to_string(), cancel).await,
+        };
+        let entered = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Next::Break(()),
+            entered = self.admit(&door) => entered,
+        };
+        let stream = match entered {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Whoever is in line keeps its place.
+                self.door = Some(door);
+                let reason = format!("cannot let the daemon in: {error}");
+                return self.wait_to_listen(reason, cancel).await;
+            }
+        };
+        let mailbox = Arc::clone(&self.report.mailbox);
+        // Those of the last session are none of this one's business.
+        mailbox.take_turned_away();
+        let aftermath = tokio::select! {
+            // So that a daemon that left is not in the way of itself coming back.
+            biased;
+            aftermath = self.keep(stream, cancel) => aftermath,
+            never = door.turn_away(&mailbox) => match never {},
+        };
+        // Whoever dials in from here on waits for its turn.
+        self.door = Some(door);
+        self.recover(aftermath, cancel).await
+    }
+
+    async fn wait_to_listen(&mut self, reason: String, cancel: &CancellationToken) -> Next {
+        let (condition, eagerness) = (Condition::Unreachable, Eagerness::Watched);
+        let never = std::future::pending();
+        self.wait(condition, reason, eagerness, never, cancel).await
+    }
+
+    /// The daemon, once it has dialled in.
+    async fn admit(&mut self, door: &Door) -> io::Result<Stream> {
+        let reason = format!(
+            "no daemon has dialled in at {}: it does not run, or has no --management-client with this address",
+            self.config.address
+        );
+        self.report.stands(Condition::Unreachable, reason);
+        loop {
+            // Ones that come and go shall not keep us from the other sessions of a fleet.
+            self.pacer.turn().await;
+            match door.accept().await? {
+                Ok(stream) => return Ok(stream),
+                Err(refused) => self
+                    .report
+                    .stands(Condition::Unreachable, refused.to_string()),
+            }
+        }
+    }
+
     /// Logs in and keeps the session as long as it lasts.
-    async fn use_stream(&mut self, stream: Stream, cancel: &CancellationToken) -> Next {
+    async fn keep(&mut self, stream: Stream, cancel: &CancellationToken) -> Aftermath {
         let limits = Limits {
             clients_max: self.config.clients_max,
             ..Limits::default()
@@ -124,18 +222,17 @@ impl<O: Observer> Session<O> {
                 let driver = Driver::new(link, &self.config, &mut self.report);
                 let (ended, attached) = driver.run(cancel).await;
                 let Ended::Broken(reason) = ended else {
-                    return Next::Break(());
+                    return Aftermath::Cancelled;
                 };
                 if attached >= self.config.timings.healthy_after {
                     self.backoff.reset();
                 }
                 (Condition::Connecting, reason, self.eagerness())
             }
-            Err(LoginError::Cancelled) => return Next::Break(()),
-            Err(LoginError::PasswordRetry) => return Next::Continue(()),
+            Err(LoginError::Cancelled) => return Aftermath::Cancelled,
+            Err(LoginError::PasswordRetry) => return Aftermath::Again,
             Err(LoginError::Password { reason, tried }) => {
-                drop(link);
-                return self.wait_for_password(reason, tried, cancel).await;
+                return Aftermath::Password { reason, tried };
             }
             Err(LoginError::Closed { reason }) => {
                 (Condition::Unreachable, reason, self.eagerness())
@@ -145,8 +242,30 @@ impl<O: Observer> Session<O> {
                 (Condition::Unreachable, reason, Eagerness::Remote)
             }
         };
-        let never = std::future::pending();
-        self.wait(condition, reason, eagerness, never, cancel).await
+        Aftermath::Wait {
+            condition,
+            reason,
+            eagerness,
+        }
+    }
+
+    /// Waits for what the end of a session calls for.
+    async fn recover(&mut self, aftermath: Aftermath, cancel: &CancellationToken) -> Next {
+        match aftermath {
+            Aftermath::Cancelled => Next::Break(()),
+            Aftermath::Again => Next::Continue(()),
+            Aftermath::Password { reason, tried } => {
+                self.wait_for_password(reason, tried, cancel).await
+            }
+            Aftermath::Wait {
+                condition,
+                reason,
+                eagerness,
+            } => {
+                let never = std::future::pending();
+                self.wait(condition, reason, eagerness, never, cancel).await
+            }
+        }
     }
 
     /// Who holds the slot; looked up once and not at every attempt.

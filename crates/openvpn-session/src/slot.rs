@@ -30,6 +30,9 @@ pub(crate) async fn describe(address: &Address) -> String {
     let holder = match address {
         Address::Unix(path) => search(path.clone()).await,
         Address::Tcp { .. } => Holder::Unknown,
+        Address::ListenUnix(_) | Address::ListenTcp(_) => {
+            return "what dialled in does not greet: the daemon hangs, or it is none".to_owned();
+        }
     };
     let holder = match holder {
         Holder::Unknown => {

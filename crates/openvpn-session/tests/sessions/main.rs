@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod attached;
+mod dial_in;
 mod ending;
 mod login;
 mod real;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command as Process};
 
 /// A real server that needs no address of this machine's and no other server's peace.
-struct Server {
+pub(crate) struct Server {
     directory: TempDir,
     port: u16,
     management: Vec<String>,
@@ -24,7 +24,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(management: &[&str]) -> Self {
+    pub(crate) fn start(management: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
@@ -59,7 +59,7 @@ impl Server {
         SessionConfig::new(Address::Unix(self.socket()))
     }
 
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id().unwrap()
     }
 
@@ -68,11 +68,16 @@ impl Server {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.child.kill().await.unwrap();
     }
 
-    fn start_again(&mut self) {
+    /// Waits until it has ended by itself.
+    pub(crate) async fn wait(&mut self) -> std::process::ExitStatus {
+        self.child.wait().await.unwrap()
+    }
+
+    pub(crate) fn start_again(&mut self) {
         self.child = spawn(self.directory.path(), self.port, &self.management);
     }
 }
@@ -349,7 +354,7 @@ async fn a_daemon_that_comes_back_is_attached_within_a_second() {
     }
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }

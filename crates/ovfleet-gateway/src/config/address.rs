@@ -29,7 +29,7 @@ pub(super) struct AddressParts {
 impl AddressParts {
     pub(super) fn of(address: &Address) -> Self {
         match address {
-            Address::Unix(path) => Self {
+            Address::Unix(path) | Address::ListenUnix(path) => Self {
                 host: Some(host_name().to_owned()),
                 stem: path
                     .file_stem()
@@ -40,6 +40,11 @@ impl AddressParts {
                 host: Some(host.clone()),
                 stem: None,
                 port: Some(port.to_string()),
+            },
+            Address::ListenTcp(address) => Self {
+                host: Some(address.ip().to_string()),
+                stem: None,
+                port: Some(address.port().to_string()),
             },
         }
     }
