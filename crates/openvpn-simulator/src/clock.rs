@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A Unix time in seconds. Displays as OpenVPN 2.5 and later print it, in UTC.
+const SECONDS_PER_DAY: i64 = 86_400;
+
+/// A Unix time in seconds, printed in UTC. Displays as OpenVPN 2.5 and later print it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UnixTime(pub(crate) i64);
 
@@ -16,9 +18,30 @@ impl UnixTime {
     }
 }
 
+impl UnixTime {
+    /// The time as `ctime` and, with it, OpenVPN up to 2.4 print it.
+    pub(crate) fn ctime(self) -> String {
+        const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+        const MONTHS: [&str; 12] = [
+            "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+        ];
+        let days = self.0.div_euclid(SECONDS_PER_DAY);
+        let (year, month, day) = civil_from_days(days);
+        let second = self.0.rem_euclid(SECONDS_PER_DAY);
+        // Both are within their tables: a remainder of 7, and a month from 1 to 12.
+        let weekday = usize::try_from(days.rem_euclid(7)).map_or("", |day| DAYS[day]);
+        let month = usize::try_from(month - 1).map_or("", |month| MONTHS[month]);
+        format!(
+            "{weekday} {month} {day:>2} {:02}:{:02}:{:02} {year}",
+            second / 3600,
+            second / 60 % 60,
+            second % 60
+        )
+    }
+}
+
 impl fmt::Display for UnixTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SECONDS_PER_DAY: i64 = 86_400;
         let (year, month, day) = civil_from_days(self.0.div_euclid(SECONDS_PER_DAY));
         let second = self.0.rem_euclid(SECONDS_PER_DAY);
         write!(
@@ -67,5 +90,7 @@ mod tests {
         ] {
             assert_eq!(UnixTime(time).to_string(), text);
         }
+        assert_eq!(UnixTime(1_795_191_943).ctime(), "Fri Nov 20 16:25:43 2026");
+        assert_eq!(UnixTime(0).ctime(), "Thu Jan  1 00:00:00 1970");
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::owner::{Job, Observed, Owner, Trace};
-use crate::{ClientSpec, ClientState, ControlError, How, Misbehaviour, StartError};
+use crate::{ClientSpec, ClientState, ControlError, How, Misbehaviour, StartError, Version};
 
 /// Scripted steps waiting for the daemon's task; a script that is ahead waits.
 const JOBS_CAPACITY: usize = 16;
@@ -79,6 +79,7 @@ impl Default for Timing {
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) name: String,
+    pub(crate) version: Version,
     pub(crate) password: Option<Vec<u8>>,
     pub(crate) hold: bool,
     pub(crate) client_auth: bool,
@@ -91,6 +92,7 @@ pub(crate) struct Settings {
     pub(crate) prefix_length: u8,
     pub(crate) network_ipv6: Option<Ipv6Addr>,
     pub(crate) port: u16,
+    pub(crate) dual_stack: bool,
     pub(crate) timing: Timing,
 }
 
@@ -114,6 +116,15 @@ impl DaemonBuilder {
     #[must_use]
     pub fn tcp(mut self, address: SocketAddr) -> Self {
         self.address = Some(Address::Tcp(address));
+        self
+    }
+
+    /// Plays this version of OpenVPN, 2.6 unless set; its restart pause comes with it, until a
+    /// later [`DaemonBuilder::timing`].
+    #[must_use]
+    pub fn version(mut self, version: Version) -> Self {
+        self.settings.version = version;
+        self.settings.timing.restart_pause = version.restart_pause();
         self
     }
 
@@ -192,6 +203,14 @@ impl DaemonBuilder {
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.settings.port = port;
+        self
+    }
+
+    /// Serves clients of both families on one IPv6 socket (`--proto udp6 --local ::`): `kill`
+    /// then finds no IPv4 address, as to the daemon all are IPv6.
+    #[must_use]
+    pub fn dual_stack(mut self) -> Self {
+        self.settings.dual_stack = true;
         self
     }
 
@@ -282,6 +301,7 @@ impl Daemon {
                     (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
                 }),
                 name,
+                version: Version::V2_6,
                 password: None,
                 hold: false,
                 client_auth: false,
@@ -293,6 +313,7 @@ impl Daemon {
                 prefix_length: 16,
                 network_ipv6: None,
                 port: 1194,
+                dual_stack: false,
                 timing: Timing::default(),
             },
             address: None,
@@ -433,6 +454,16 @@ impl Daemon {
     /// Those of [`Daemon::connect`], and [`ControlError::UnknownClient`].
     pub async fn reconnect(&self, cid: u64) -> Result<u64, ControlError> {
         self.call(move |owner| owner.reconnect(cid)).await?
+    }
+
+    /// Lets an established client negotiate its next key; with client-auth on, the manager is
+    /// asked again (`>CLIENT:REAUTH`). Returns the number of the key.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopped`], [`ControlError::UnknownClient`] when no established client that
+    /// the manager approved has that CID.
+    pub async fn reauthenticate(&self, cid: u64) -> Result<u64, ControlError> {
+        self.call(move |owner| owner.reauthenticate(cid)).await?
     }
 
     /// Counts packets of a client, as seen from the daemon, and reports them if the manager

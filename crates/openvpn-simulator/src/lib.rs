@@ -1,8 +1,8 @@
 //! Simulated OpenVPN servers, as seen on their management socket.
 //!
-//! A [`Daemon`] answers like OpenVPN 2.6.14 in server mode: prompts, greeting, replies, error
-//! texts, histories, status, notifications and log lines, one manager at a time. A script makes
-//! its clients come and go; a [`Population`] lets a whole crowd live on many daemons; a
+//! A [`Daemon`] answers like OpenVPN 2.6.14, or another [`Version`], in server mode: prompts,
+//! greeting, replies, error texts, histories, status, notifications and log lines, one manager at
+//! a time. A script makes its clients come and go; a [`Population`] lets a whole crowd live on many daemons; a
 //! [`Misbehaviour`] makes a daemon hang, lie or talk nonsense. Thousands fit in one process: a
 //! daemon is one task and some kilobytes.
 //!
@@ -36,9 +36,11 @@ mod owner;
 mod population;
 mod random;
 mod socket;
+mod version;
 
 pub use client::{AfterLoss, ClientSpec, ClientState, How};
 pub use daemon::{Address, BurstReport, Daemon, DaemonBuilder, RestartSignal, Timing};
 pub use error::{ControlError, StartError};
 pub use misbehaviour::Misbehaviour;
 pub use population::Population;
+pub use version::Version;

@@ -384,6 +384,10 @@ impl Owner {
         self.running()?.1.reconnect(cid)
     }
 
+    pub(crate) fn reauthenticate(&mut self, cid: u64) -> Result<u64, ControlError> {
+        self.running()?.1.reauthenticate(cid)
+    }
+
     pub(crate) fn add_traffic(
         &mut self,
         cid: u64,

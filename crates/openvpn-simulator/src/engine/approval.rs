@@ -7,13 +7,21 @@ use tokio::time::Duration;
 use super::clients::Stage;
 use super::{Engine, Timer};
 
-/// A `client-auth` whose lines are still coming.
+/// A multi-line command whose lines are still coming.
 #[derive(Debug)]
 pub(super) struct Block {
-    pub(super) cid: u64,
-    pub(super) kid: u64,
-    /// Configuration for the client, line by line.
+    pub(super) purpose: BlockPurpose,
+    /// Its lines so far.
     pub(super) lines: Vec<Vec<u8>>,
+}
+
+/// What the lines of a block are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BlockPurpose {
+    /// `client-auth`: configuration for the client.
+    ClientAuth { cid: u64, kid: u64 },
+    /// `client-pf`, up to 2.5.
+    PacketFilter { cid: u64 },
 }
 
 /// The two forms of approval.
@@ -34,7 +42,7 @@ impl Engine {
             return;
         };
         match form {
-            BlockCommand::WithBlock => self.begin_block(cid, kid),
+            BlockCommand::WithBlock => self.begin_block(BlockPurpose::ClientAuth { cid, kid }),
             BlockCommand::WithoutBlock => self.approve(cid, kid, &[]),
         }
     }
@@ -104,7 +112,7 @@ impl Engine {
         let waiting = self
             .clients
             .get(&cid)
-            .filter(|client| client.announced == Some(kid) && !client.leaving);
+            .filter(|client| client.announced == Some(kid));
         let Some(client) = waiting else {
             self.say("ERROR: client-deny command failed");
             return;
@@ -149,10 +157,25 @@ impl Engine {
         if self.parse_kid(timeout, "TIMEOUT").is_none() || !self.serves("client-pending-auth") {
             return;
         }
-        let waits = self
-            .clients
-            .get(&cid)
-            .is_some_and(|client| client.announced == Some(kid));
+        self.defer(cid, Some(kid), extra);
+    }
+
+    /// The form that 2.5 has, without key and timeout.
+    pub(super) fn client_pending_auth_2_5(&mut self, cid: &[u8], extra: &[u8]) {
+        let Some(cid) = self.parse_cid(cid) else {
+            return;
+        };
+        if self.serves("client-pending-auth") {
+            self.defer(cid, None, extra);
+        }
+    }
+
+    /// Tells a client to wait for its approval; `kid` is the key meant, any if there is none.
+    fn defer(&mut self, cid: u64, kid: Option<u64>, extra: &[u8]) {
+        let waits = self.clients.get(&cid).is_some_and(|client| match kid {
+            Some(kid) => client.announced == Some(kid),
+            None => client.announced.is_some(),
+        });
         if waits && extra.len() < 1000 {
             self.say("SUCCESS: client-pending-auth command succeeded");
         } else {

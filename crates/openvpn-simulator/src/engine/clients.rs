@@ -7,7 +7,7 @@ use tokio::time::{Duration, Instant};
 use crate::client::{ClientSpec, ClientState};
 use crate::clock::UnixTime;
 use crate::random::{mix, seed};
-use crate::{ControlError, Misbehaviour};
+use crate::{ControlError, Misbehaviour, Version};
 
 use super::env::Occasion;
 use super::{Engine, Phase, Timer};
@@ -20,12 +20,24 @@ pub(super) enum Stage {
     Established,
 }
 
+/// How a client's address is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AddressForm {
+    /// Up to 2.6.
+    Bare,
+    /// With the protocol of its own family, as 2.7 does on a socket of that family.
+    Own,
+    /// 2.7 on a socket that serves both families.
+    Udp6,
+}
+
 /// One client instance.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) spec: Box<ClientSpec>,
     pub(super) stage: Stage,
     pub(super) real_address: SocketAddr,
+    pub(super) address_form: AddressForm,
     pub(super) virtual_address: Option<Ipv4Addr>,
     pub(super) virtual_ipv6_address: Option<Ipv6Addr>,
     /// Number taken from the address pool, to be given back.
@@ -36,6 +48,8 @@ pub(super) struct Client {
     pub(super) bytes_sent: u64,
     /// Key ID of the `CONNECT` the manager heard; with it goes a `DISCONNECT` at the end.
     pub(super) announced: Option<u64>,
+    /// Whether it has negotiated another key since.
+    pub(super) reauthenticated: bool,
     /// Whether a delayed exit is running.
     pub(super) leaving: bool,
     /// When its byte counts were last reported.
@@ -43,9 +57,15 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Real address as `status` and log lines print it: 2.6 leaves out an IPv6 peer's port.
+    /// Real address as `status` and log lines print it.
     pub(super) fn log_address(&self) -> String {
-        print_address(self.real_address)
+        match (self.address_form, self.real_address) {
+            // An IPv6 peer's port is left out.
+            (AddressForm::Bare, SocketAddr::V4(address)) => address.to_string(),
+            (AddressForm::Bare, SocketAddr::V6(address)) => address.ip().to_string(),
+            (AddressForm::Own, address @ SocketAddr::V4(_)) => format!("udp4:{address}"),
+            (AddressForm::Own | AddressForm::Udp6, address) => format!("udp6:{address}"),
+        }
     }
 
     /// Common name as it is in force: a half-open client has none yet.
@@ -63,13 +83,6 @@ impl Client {
             Stage::Established => [&self.spec.common_name, &b"/"[..], address.as_bytes()].concat(),
             Stage::HalfOpen | Stage::AwaitingApproval => address.into_bytes(),
         }
-    }
-}
-
-fn print_address(address: SocketAddr) -> String {
-    match address {
-        SocketAddr::V4(address) => address.to_string(),
-        SocketAddr::V6(address) => address.ip().to_string(),
     }
 }
 
@@ -164,6 +177,14 @@ impl Engine {
             spec: Box::new(spec),
             stage: Stage::HalfOpen,
             real_address,
+            address_form: match (
+                self.settings.version >= Version::V2_7,
+                self.settings.dual_stack,
+            ) {
+                (false, _) => AddressForm::Bare,
+                (true, false) => AddressForm::Own,
+                (true, true) => AddressForm::Udp6,
+            },
             virtual_address: None,
             virtual_ipv6_address: None,
             pool_number: None,
@@ -172,6 +193,7 @@ impl Engine {
             bytes_received: 0,
             bytes_sent: 0,
             announced: None,
+            reauthenticated: false,
             leaving: false,
             reported: None,
         };
@@ -216,9 +238,9 @@ impl Engine {
         self.log("I", line);
 
         if self.settings.client_auth {
-            // 2.6 counts keys from 1.
+            let first = self.settings.version.first_kid();
             if let Some(client) = self.clients.get_mut(&cid) {
-                client.announced = Some(1);
+                client.announced = Some(first);
             }
             self.say_block(cid, Occasion::Connect);
             let window = self.settings.timing.hand_window;
@@ -378,6 +400,53 @@ impl Engine {
             " Protocol options: protocol-flags cc-exit tls-ekm dyn-tls-crypt".to_owned(),
         ] {
             self.log("", [&prefix, line.as_bytes()].concat());
+        }
+    }
+
+    // ---- staying
+
+    pub(crate) fn reauthenticate(&mut self, cid: u64) -> Result<u64, ControlError> {
+        let unknown = self.unknown_client(cid);
+        let first = self.settings.version.first_kid();
+        let client = self
+            .clients
+            .get_mut(&cid)
+            .filter(|client| client.stage == Stage::Established);
+        let Some((last, client)) = client.and_then(|client| Some((client.announced?, client)))
+        else {
+            return Err(unknown);
+        };
+        let kid = match last {
+            // OpenVPN prepares the next key beside the first and then lets it go.
+            kid if kid == first => kid + 2,
+            kid => kid + 1,
+        };
+        client.announced = Some(kid);
+        client.reauthenticated = true;
+        self.say_block(cid, Occasion::Reauth);
+        Ok(kid)
+    }
+
+    /// Sends new options to the clients that can take them in while connected: those of 2.7.
+    pub(super) fn push_update(&mut self, only: Option<u64>) {
+        let understands = |client: &Client| {
+            client
+                .spec
+                .peer_info
+                .iter()
+                .any(|(name, value)| name == "IV_VER" && value.starts_with("2.7"))
+        };
+        let updated = self
+            .clients
+            .iter()
+            .filter(|(cid, _)| only.is_none_or(|only| only == **cid))
+            .filter(|(_, client)| client.stage == Stage::Established && understands(client))
+            .count();
+        if updated == 0 {
+            self.say("ERROR: no client updated");
+            self.say("ERROR: push-update command failed");
+        } else {
+            self.say("SUCCESS: push-update command succeeded");
         }
     }
 

@@ -1,8 +1,10 @@
-//! The manager's commands: `man_dispatch_command` of OpenVPN 2.6, in words and order.
+//! The manager's commands: `man_dispatch_command` of OpenVPN, in words and order.
 
 use crate::lexer::{atoi, lex, parse_unsigned};
 
-use super::approval::{Block, BlockCommand};
+use crate::Version;
+
+use super::approval::{Block, BlockCommand, BlockPurpose};
 use super::{Ending, Engine, Phase, Signal, text};
 
 /// Lines `test` writes at most; OpenVPN has no limit and would block for as long as it takes.
@@ -51,6 +53,7 @@ impl Engine {
         reason = "one arm per command; the arms are the table"
     )]
     fn dispatch(&mut self, name: &[u8], arguments: &[&[u8]]) {
+        let version = self.settings.version;
         match name {
             b"exit" | b"quit" => self.exit(),
             b"help" => self.help(),
@@ -109,7 +112,7 @@ impl Engine {
             b"needok" => self.not_asked(name, arguments, "needok-confirmation"),
             b"needstr" => self.not_asked(name, arguments, "needstr-string"),
             b"forget-passwords" => self.say("SUCCESS: Passwords were forgotten"),
-            b"cr-response" => {
+            b"cr-response" if version >= Version::V2_5 => {
                 if self.need::<1>(name, arguments).is_some() {
                     // OpenVPN's own spelling.
                     self.unsupported("cr-repsonse");
@@ -119,12 +122,15 @@ impl Engine {
                 self.say("ERROR: Sorry, this command is currently only implemented on Windows");
             }
             b"rsa-sig" => self.say("ERROR: The rsa-sig command is not currently available"),
-            b"pk-sig" => self.say("ERROR: The pk-sig command is not currently available"),
-            b"certificate" => {
+            b"pk-sig" if version >= Version::V2_5 => {
+                self.say("ERROR: The pk-sig command is not currently available")
+            }
+            b"certificate" if version >= Version::V2_4 => {
                 self.say("ERROR: The certificate command is not currently available");
             }
-            b"pkcs11-id-count" => self.say(">PKCS11ID-COUNT:0"),
-            b"pkcs11-id-get" => {
+            // The other versions are played as built without it.
+            b"pkcs11-id-count" if version == Version::V2_6 => self.say(">PKCS11ID-COUNT:0"),
+            b"pkcs11-id-get" if version == Version::V2_6 => {
                 if let Some([index]) = self.need(name, arguments) {
                     let index = atoi(index);
                     self.say(format_args!(">PKCS11ID-ENTRY:'{index}'"));
@@ -156,15 +162,46 @@ impl Engine {
                     self.client_auth(cid, kid, BlockCommand::WithBlock);
                 }
             }
-            b"client-pending-auth" => {
+            b"client-pending-auth" if version == Version::V2_5 => {
+                if let Some([cid, extra]) = self.need(name, arguments) {
+                    self.client_pending_auth_2_5(cid, extra);
+                }
+            }
+            b"client-pending-auth" if version >= Version::V2_6 => {
                 if let Some([cid, kid, extra, timeout]) = self.need(name, arguments) {
                     self.client_pending_auth(cid, kid, extra, timeout);
                 }
             }
-            b"remote-entry-count" => self.unsupported("remote-entry-count"),
-            b"remote-entry-get" | b"remote" | b"proxy" => {
+            b"client-pf" if version <= Version::V2_5 => {
+                if let Some([cid]) = self.need(name, arguments)
+                    && let Some(cid) = self.parse_cid(cid)
+                {
+                    self.begin_block(BlockPurpose::PacketFilter { cid });
+                }
+            }
+            b"remote-entry-count" if version >= Version::V2_6 => {
+                self.unsupported("remote-entry-count");
+            }
+            b"remote-entry-get" if version >= Version::V2_6 => {
+                if self.need_at_least::<1>(name, arguments).is_some() {
+                    self.unsupported("remote-entry-get");
+                }
+            }
+            b"remote" | b"proxy" => {
                 if self.need_at_least::<1>(name, arguments).is_some() {
                     self.unsupported(&String::from_utf8_lossy(name));
+                }
+            }
+            b"push-update-broad" if version >= Version::V2_7 => {
+                if self.need::<1>(name, arguments).is_some() {
+                    self.push_update(None);
+                }
+            }
+            b"push-update-cid" if version >= Version::V2_7 => {
+                if let Some([cid, _]) = self.need(name, arguments)
+                    && let Some(cid) = self.parse_cid(cid)
+                {
+                    self.push_update(Some(cid));
                 }
             }
             b"test" => {
@@ -177,6 +214,11 @@ impl Engine {
                     }
                 }
             }
+            _ if version >= Version::V2_7 => self.say_bytes(&[
+                b"ERROR: unknown command [",
+                name,
+                b"], enter 'help' for more options",
+            ]),
             _ => self.say("ERROR: unknown command, enter 'help' for more options"),
         }
     }
@@ -219,8 +261,15 @@ impl Engine {
 
     /// Says that a command is not for this kind of daemon, or not now.
     fn unsupported(&mut self, name: &str) {
+        let subject = match name {
+            "remote" | "proxy" if self.settings.version <= Version::V2_5 => {
+                format!("The {name} command")
+            }
+            "cr-repsonse" if self.settings.version <= Version::V2_5 => "This command".to_owned(),
+            _ => format!("The '{name}' command"),
+        };
         self.say(format_args!(
-            "ERROR: The '{name}' command is not supported by the current daemon mode"
+            "ERROR: {subject} is not supported by the current daemon mode"
         ));
     }
 
@@ -262,19 +311,39 @@ impl Engine {
     }
 
     fn help(&mut self) {
-        self.say(format_args!("Management Interface for {}", text::TITLE));
-        for line in text::HELP.lines() {
+        let version = self.settings.version;
+        self.say(format_args!(
+            "Management Interface for {}",
+            text::title(version)
+        ));
+        for line in text::help(version).lines() {
             self.say(line);
         }
         self.say_end();
     }
 
     fn version(&mut self, arguments: &[&[u8]]) {
-        // With an argument it sets the manager's version, and 2.6 says nothing to that.
-        if arguments.is_empty() {
-            self.say(format_args!("OpenVPN Version: {}", text::TITLE));
-            self.say("Management Version: 5");
-            self.say_end();
+        /// The lowest manager's version that 2.7 takes notice of.
+        const NOTICED_MIN: i32 = 4;
+        let version = self.settings.version;
+        match arguments.first() {
+            // With an argument it sets the manager's version.
+            Some(number) if version >= Version::V2_7 => {
+                let number = atoi(number);
+                if number >= NOTICED_MIN {
+                    self.say(format_args!(
+                        "SUCCESS: Management client version set to {number}"
+                    ));
+                }
+            }
+            Some(_) if version >= Version::V2_5 => {}
+            // Up to 2.4 the argument means nothing.
+            Some(_) | None => {
+                let number = version.management_version();
+                self.say(format_args!("OpenVPN Version: {}", text::title(version)));
+                self.say(format_args!("Management Version: {number}"));
+                self.say_end();
+            }
         }
     }
 
@@ -339,9 +408,12 @@ impl Engine {
             return;
         };
         if let (Phase::Held { seconds }, Signal::Hup | Signal::Usr1) = (self.phase, signal) {
-            let name = signal.name();
-            self.say(format_args!("ERROR: signal '{name}' is currently ignored"));
-            self.say(format_args!(">HOLD:Waiting for hold release:{seconds}"));
+            // Up to 2.4 it is ignored without a word, but for the question that follows.
+            if self.settings.version >= Version::V2_5 {
+                let name = signal.name();
+                self.say(format_args!("ERROR: signal '{name}' is currently ignored"));
+            }
+            self.ask_release(seconds);
             return;
         }
         self.say(format_args!("SUCCESS: signal {} thrown", signal.name()));
@@ -377,6 +449,7 @@ impl Engine {
         }
         self.say("SUCCESS: bytecount interval changed");
         self.begin_keepalives();
+        self.begin_bytecounts();
     }
 
     // ---- histories
@@ -438,11 +511,10 @@ impl Engine {
 
     // ---- multi-line commands
 
-    pub(super) fn begin_block(&mut self, cid: u64, kid: u64) {
+    pub(super) fn begin_block(&mut self, purpose: BlockPurpose) {
         if let Some(session) = &mut self.session {
             session.block = Some(Block {
-                cid,
-                kid,
+                purpose,
                 lines: Vec::new(),
             });
         }
@@ -450,8 +522,13 @@ impl Engine {
 
     pub(super) fn finish_block(&mut self) {
         let block = self.session.as_mut().and_then(|s| s.block.take());
-        if let Some(block) = block {
-            self.approve(block.cid, block.kid, &block.lines);
+        let Some(block) = block else {
+            return;
+        };
+        match block.purpose {
+            BlockPurpose::ClientAuth { cid, kid } => self.approve(cid, kid, &block.lines),
+            // There is no packet filter to set, as without `--management-client-pf`.
+            BlockPurpose::PacketFilter { cid: _ } => self.say("ERROR: client-pf command failed"),
         }
     }
 }

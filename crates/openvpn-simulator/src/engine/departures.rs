@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use tokio::time::Duration;
 
-use crate::ControlError;
 use crate::client::{AfterLoss, ClientSpec, How};
 use crate::lexer::atoi;
+use crate::{ControlError, Version};
 
 use super::clients::{Client, Stage};
 use super::env::Occasion;
@@ -21,7 +21,7 @@ impl Engine {
         let name = client.common_name().to_vec();
         let line = |text: &str| [&prefix[..], b" ", text.as_bytes()].concat();
         match how {
-            How::ExitNotify => {
+            How::ExitNotify if self.settings.version >= Version::V2_6 => {
                 self.log("N", line("CC-EEN exit message received by peer"));
                 let prefix = [&prefix[..], b" "].concat();
                 if self.schedule_exit(cid, &prefix) {
@@ -29,7 +29,8 @@ impl Engine {
                 }
                 return Ok(());
             }
-            How::ExitNotifyData => {
+            // Daemons before 2.6 hear the goodbye in the data channel alone.
+            How::ExitNotify | How::ExitNotifyData => {
                 self.log("N", line("OCC exit message received by peer"));
                 self.log(
                     "",
@@ -119,38 +120,71 @@ impl Engine {
             return;
         }
         let (first, rest) = cut_part(victim);
-        let (second, _) = cut_part(rest);
+        let (second, rest) = cut_part(rest);
         if first.is_empty() {
             self.say("ERROR: kill parse");
             return;
         }
-        if second.is_empty() {
-            let killed = self.kill_where(|client| client.common_name() == first);
-            if killed == 0 {
-                self.say_bytes(&[b"ERROR: common name '", first, b"' not found"]);
-            } else {
-                let tail = format!("' found, {killed} client(s) killed");
-                self.say_bytes(&[b"SUCCESS: common name '", first, tail.as_bytes()]);
+        if self.settings.version >= Version::V2_7 {
+            match cut_part(rest) {
+                (third, _) if !third.is_empty() && !second.is_empty() => {
+                    self.kill_address(Some(first), second, third);
+                }
+                _ => self.kill_name(first),
             }
-            return;
+        } else if second.is_empty() {
+            self.kill_name(first);
+        } else {
+            self.kill_address(None, first, second);
         }
-        let Some(address) = parse_ipv4(first) else {
+    }
+
+    fn kill_name(&mut self, name: &[u8]) {
+        let killed = self.kill_where(|client| client.common_name() == name);
+        if killed == 0 {
+            self.say_bytes(&[b"ERROR: common name '", name, b"' not found"]);
+        } else {
+            let tail = format!("' found, {killed} client(s) killed");
+            self.say_bytes(&[b"SUCCESS: common name '", name, tail.as_bytes()]);
+        }
+    }
+
+    /// Kills by address; from 2.7 on it begins with the protocol.
+    fn kill_address(&mut self, protocol: Option<&[u8]>, host: &[u8], port: &[u8]) {
+        let Some(address) = parse_ipv4(host) else {
             let unparsable = [
                 b"RESOLVE: Cannot parse IP address: ",
-                first,
+                host,
                 b": (Name or service not known)",
             ];
             self.log("N", unparsable.concat());
-            self.say_bytes(&[b"ERROR: error parsing IP address: ", first]);
+            self.say_bytes(&[b"ERROR: error parsing IP address: ", host]);
             return;
         };
-        let port = u16::try_from(atoi(second)).unwrap_or(0);
-        if port == 0 {
-            self.say_bytes(&[b"ERROR: port number is out of range: ", second]);
-            return;
+        let number = u16::try_from(atoi(port)).unwrap_or(0);
+        match protocol {
+            None if number == 0 => {
+                self.say_bytes(&[b"ERROR: port number is out of range: ", port]);
+                return;
+            }
+            Some(protocol) if number == 0 || !matches!(protocol, b"udp" | b"tcp") => {
+                let error = b"ERROR: port number or protocol out of range: ";
+                self.say_bytes(&[error, port, b" ", protocol]);
+                return;
+            }
+            None | Some(_) => {}
         }
-        let target = SocketAddr::from((address, port));
-        let killed = self.kill_where(|client| client.real_address == target);
+        let target = SocketAddr::from((address, number));
+        // On a socket of both families every address is one of IPv6.
+        let killed = if self.settings.dual_stack || protocol == Some(b"tcp") {
+            0
+        } else {
+            self.kill_where(|client| client.real_address == target)
+        };
+        let target = match protocol {
+            Some(protocol) => format!("{}:{target}", String::from_utf8_lossy(protocol)),
+            None => target.to_string(),
+        };
         if killed == 0 {
             self.say(format_args!("ERROR: client at address {target} not found"));
         } else {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::Misbehaviour;
+use crate::{Misbehaviour, Version};
 
 use super::clients::{Client, serial};
 use super::{Engine, Flow, text};
@@ -11,6 +11,7 @@ use super::{Engine, Flow, text};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Occasion {
     Connect,
+    Reauth,
     Established,
     Disconnect,
 }
@@ -65,20 +66,35 @@ impl Engine {
         };
         let head = match (occasion, client.announced) {
             (Occasion::Connect, Some(kid)) => format!(">CLIENT:CONNECT,{cid},{kid}\r\n"),
-            (Occasion::Connect, None) => return,
+            (Occasion::Reauth, Some(kid)) => format!(">CLIENT:REAUTH,{cid},{kid}\r\n"),
+            (Occasion::Connect | Occasion::Reauth, None) => return,
             (Occasion::Established, _) => format!(">CLIENT:ESTABLISHED,{cid}\r\n"),
             (Occasion::Disconnect, _) => format!(">CLIENT:DISCONNECT,{cid}\r\n"),
         };
         block.bytes.extend_from_slice(head.as_bytes());
         // A client that was never established has nothing to say at its end.
         if occasion != Occasion::Disconnect || client.virtual_address.is_some() {
-            if self.env_filter > 0 && occasion == Occasion::Connect {
+            let asks = matches!(occasion, Occasion::Connect | Occasion::Reauth);
+            if self.env_filter > 0 && asks {
                 for (name, value) in &client.spec.peer_info {
                     block.put_unfiltered(name, value.as_bytes());
                 }
             }
             self.put_connection(&mut block, client, occasion);
             self.put_peer(&mut block, client);
+            // Like all that is set anew, what the reauthentication sets moves to the front.
+            match occasion {
+                Occasion::Reauth => {
+                    self.put_addresses(&mut block, client);
+                    self.put_time(&mut block, client);
+                    put_address(&mut block, "trusted", client.real_address);
+                }
+                Occasion::Disconnect if client.reauthenticated => {
+                    self.put_addresses(&mut block, client);
+                    self.put_time(&mut block, client);
+                }
+                _ => {}
+            }
             self.put_daemon(&mut block);
         }
         if self.is_endless() {
@@ -92,41 +108,47 @@ impl Engine {
     /// Variables of the connection. Their order differs by occasion, as OpenVPN sets them at
     /// different times.
     fn put_connection(&self, block: &mut Block, client: &Client, occasion: Occasion) {
-        let since = client.connected_since;
-        let time = |block: &mut Block| {
-            block.put("time_unix", since.0.to_string());
-            block.put("time_ascii", since.to_string());
-        };
         match occasion {
-            Occasion::Connect => {
+            Occasion::Connect | Occasion::Reauth => {
                 block.put("n_clients", self.established().to_string());
-                block.put("password", client.spec.password.as_deref().unwrap_or(b""));
+                if self.settings.version >= Version::V2_5 {
+                    put_password(block, client);
+                }
             }
             Occasion::Established => {
                 block.put("n_clients", self.established().to_string());
                 if !self.settings.client_auth {
-                    time(block);
+                    self.put_time(block, client);
                 }
                 self.put_addresses(block, client);
                 if self.settings.client_auth {
-                    time(block);
+                    self.put_time(block, client);
                 }
                 put_address(block, "trusted", client.real_address);
             }
             Occasion::Disconnect => {
-                let duration = self.now_for_duration().saturating_sub(since.0).max(0);
+                let duration = self
+                    .now_for_duration()
+                    .saturating_sub(client.connected_since.0)
+                    .max(0);
                 block.put("time_duration", duration.to_string());
                 block.put("bytes_sent", client.bytes_sent.to_string());
                 block.put("bytes_received", client.bytes_received.to_string());
                 put_address(block, "trusted", client.real_address);
-                self.put_addresses(block, client);
-                time(block);
+                if !client.reauthenticated {
+                    self.put_addresses(block, client);
+                    self.put_time(block, client);
+                }
             }
         }
         if self.settings.client_auth {
-            if occasion == Occasion::Connect {
+            let asks = matches!(occasion, Occasion::Connect | Occasion::Reauth);
+            if asks || client.reauthenticated {
                 put_address(block, "untrusted", client.real_address);
                 self.put_name(block, client);
+                if asks && self.settings.version <= Version::V2_4 {
+                    put_password(block, client);
+                }
             } else {
                 self.put_name(block, client);
                 put_address(block, "untrusted", client.real_address);
@@ -138,6 +160,12 @@ impl Engine {
                 block.put("username", username);
             }
         }
+    }
+
+    fn put_time(&self, block: &mut Block, client: &Client) {
+        let since = client.connected_since;
+        block.put("time_unix", since.0.to_string());
+        block.put("time_ascii", self.time_text(since));
     }
 
     fn put_name(&self, block: &mut Block, client: &Client) {
@@ -180,9 +208,25 @@ impl Engine {
 
     fn put_daemon(&self, block: &mut Block) {
         let port = self.settings.port.to_string();
-        block.put("remote_port_1", &port);
+        let version = self.settings.version;
+        if version <= Version::V2_6 {
+            block.put("remote_port_1", &port);
+        }
         block.put("local_port_1", &port);
-        block.put("proto_1", "udp4");
+        if self.settings.dual_stack {
+            block.put("local_1", "::");
+        }
+        let protocol = match (version, self.settings.dual_stack) {
+            (Version::V2_7, _) => "udp",
+            (_, true) => "udp6",
+            // The name that 2.4 brought.
+            (Version::V2_3, false) => "udp",
+            (_, false) => "udp4",
+        };
+        block.put("proto_1", protocol);
+        if version >= Version::V2_7 {
+            block.put("remote_port_1", &port);
+        }
         block.put("daemon_pid", self.pid.to_string());
         block.put("daemon_start_time", self.configured.0.to_string());
         block.put("daemon_log_redirect", "0");
@@ -190,14 +234,21 @@ impl Engine {
         block.put("verb", self.verb.to_string());
         block.put("ifconfig_local", self.pool.local.to_string());
         block.put("ifconfig_netmask", self.pool.netmask.to_string());
+        if version <= Version::V2_4 {
+            let broadcast = self.pool.local | !self.pool.netmask;
+            block.put("ifconfig_broadcast", broadcast.to_string());
+        }
         if let (Some(local), Some(remote)) = (self.pool.local_ipv6(), self.pool.ipv6(2)) {
             block.put("ifconfig_ipv6_local", local.to_string());
             block.put("ifconfig_ipv6_netbits", "64");
             block.put("ifconfig_ipv6_remote", remote.to_string());
         }
+        block.put("script_context", "init");
+        block.put("tun_mtu", "1500");
+        if version <= Version::V2_5 {
+            block.put("link_mtu", "1621");
+        }
         for (name, value) in [
-            ("script_context", "init"),
-            ("tun_mtu", "1500"),
             ("dev", super::lifecycle::DEVICE),
             ("dev_type", "tun"),
             ("redirect_gateway", "0"),
@@ -209,6 +260,10 @@ impl Engine {
     fn now_for_duration(&self) -> i64 {
         crate::clock::UnixTime::now().max(self.started).0
     }
+}
+
+fn put_password(block: &mut Block, client: &Client) {
+    block.put("password", client.spec.password.as_deref().unwrap_or(b""));
 }
 
 /// `trusted_ip`, `trusted_port` and their likes; IPv6 addresses have a name of their own.

@@ -2,6 +2,7 @@
 
 use tokio::time::Duration;
 
+use crate::Version;
 use crate::clock::UnixTime;
 use crate::daemon::RestartSignal;
 
@@ -111,6 +112,14 @@ impl Engine {
         self.phase = Phase::Serving;
     }
 
+    /// Says that the daemon is held.
+    pub(super) fn ask_release(&mut self, seconds: u64) {
+        match self.settings.version {
+            Version::V2_3 => self.say(">HOLD:Waiting for hold release"),
+            _ => self.say(format_args!(">HOLD:Waiting for hold release:{seconds}")),
+        }
+    }
+
     pub(super) fn release_hold(&mut self) {
         if let Phase::Held { .. } = self.phase {
             self.initialise();
@@ -173,7 +182,7 @@ impl Engine {
         if self.hold {
             let seconds = pause.as_secs();
             self.phase = Phase::Held { seconds };
-            self.say(format_args!(">HOLD:Waiting for hold release:{seconds}"));
+            self.ask_release(seconds);
         } else {
             self.phase = Phase::Pausing;
             self.log("", format!("Restart pause, {} second(s)", pause.as_secs()));
@@ -187,7 +196,12 @@ impl Engine {
         }
         let name = signal.name();
         self.log("I", format!("{name}[hard,] received, process exiting"));
-        self.enter(&format!("EXITING,{name},,,,,"));
+        // Up to 2.5 a signal in the pause is noticed only by what comes after it.
+        let reason = match self.phase {
+            Phase::Pausing if self.settings.version <= Version::V2_5 => "init_instance",
+            _ => name,
+        };
+        self.enter(&format!("EXITING,{reason},,,,,"));
         self.ending = Some(Ending::Process);
     }
 
@@ -225,7 +239,11 @@ impl Engine {
         self.next_cid = 0;
         self.timers.retain(|_, timer| match timer {
             Timer::DelayedExit(_) | Timer::HandWindow(_) | Timer::DataChannel(_) => false,
-            Timer::Returns(_) | Timer::PauseOver | Timer::Keepalive | Timer::LogFlood => true,
+            Timer::Returns(_)
+            | Timer::PauseOver
+            | Timer::Keepalive
+            | Timer::Bytecount
+            | Timer::LogFlood => true,
         });
     }
 
@@ -246,6 +264,7 @@ impl Engine {
                 self.keepalives = false;
                 self.send_keepalives();
             }
+            Timer::Bytecount => self.count_all(),
             Timer::LogFlood => self.flood(),
         }
     }

@@ -27,7 +27,7 @@ use crate::history::History;
 use crate::lexer::LineBuffer;
 use crate::output::Output;
 use crate::random::Random;
-use crate::{ClientSpec, ControlError, Misbehaviour};
+use crate::{ClientSpec, ControlError, Misbehaviour, Version};
 
 use clients::Client;
 use pool::Pool;
@@ -155,6 +155,8 @@ enum Timer {
     PauseOver,
     /// Idle clients send their keepalive packets.
     Keepalive,
+    /// 2.7 counts the bytes of all clients.
+    Bytecount,
     /// Another helping of log flood.
     LogFlood,
 }
@@ -419,9 +421,12 @@ impl Engine {
     }
 
     fn welcome(&mut self) {
-        self.say(text::GREETING);
+        let version = self.settings.version.management_version();
+        self.say(format_args!(
+            ">INFO:OpenVPN Management Interface Version {version} -- type 'help' for more info"
+        ));
         if let Phase::Held { seconds } = self.phase {
-            self.say(format_args!(">HOLD:Waiting for hold release:{seconds}"));
+            self.ask_release(seconds);
         }
         self.begin_flow();
         if self.does(&Misbehaviour::SilentAfterGreeting)
@@ -502,6 +507,11 @@ impl Engine {
 
     /// Enters a state: history, and the manager if it asked for it.
     fn enter(&mut self, rest: &str) {
+        // Time, name, detail, address in the VPN and remote address are all that 2.3 has.
+        let rest = match self.settings.version {
+            Version::V2_3 => first_fields(rest, 4),
+            _ => rest,
+        };
         let line = format!("{},{rest}", self.clock().0);
         self.states.push(line.as_bytes());
         if self.session.as_ref().is_some_and(|session| session.state) {
@@ -549,4 +559,10 @@ impl Engine {
             self.handle_timer(timer);
         }
     }
+}
+
+/// The first fields of a line that separates them with commas.
+fn first_fields(line: &str, count: usize) -> &str {
+    let end = line.match_indices(',').nth(count - 1);
+    end.map_or(line, |(end, _)| &line[..end])
 }

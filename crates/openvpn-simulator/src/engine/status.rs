@@ -1,7 +1,8 @@
 //! `status` in its three formats.
 
-use crate::Misbehaviour;
+use crate::clock::UnixTime;
 use crate::lexer::atoi;
+use crate::{Misbehaviour, Version};
 
 use super::clients::{Client, Stage};
 use super::{Engine, text};
@@ -49,7 +50,7 @@ impl Engine {
         let now = self.clock();
         let mut lines: Lines = vec![
             b"OpenVPN CLIENT LIST".to_vec(),
-            format!("Updated,{now}").into_bytes(),
+            format!("Updated,{}", self.time_text(now)).into_bytes(),
             b"Common Name,Real Address,Bytes Received,Bytes Sent,Connected Since".to_vec(),
         ];
         for client in self.clients.values() {
@@ -59,7 +60,7 @@ impl Engine {
                     client.log_address().as_bytes(),
                     client.bytes_received.to_string().as_bytes(),
                     client.bytes_sent.to_string().as_bytes(),
-                    client.connected_since.to_string().as_bytes(),
+                    self.time_text(client.connected_since).as_bytes(),
                 ]
                 .join(&b","[..]),
             );
@@ -73,7 +74,7 @@ impl Engine {
                         address.as_bytes(),
                         &self.shown_name(client),
                         client.log_address().as_bytes(),
-                        client.connected_since.to_string().as_bytes(),
+                        self.time_text(client.connected_since).as_bytes(),
                     ]
                     .join(&b","[..]),
                 );
@@ -89,9 +90,12 @@ impl Engine {
         let now = self.clock();
         let line = |fields: &[&str]| fields.join(as_text(separator)).into_bytes();
         let mut lines: Lines = vec![
-            line(&["TITLE", text::TITLE]),
-            line(&["TIME", &now.to_string(), &now.0.to_string()]),
-            line(&["HEADER", &text::CLIENT_LIST.join(as_text(separator))]),
+            line(&["TITLE", text::title(self.settings.version)]),
+            line(&["TIME", &self.time_text(now), &now.0.to_string()]),
+            line(&[
+                "HEADER",
+                &text::client_list(self.settings.version).join(as_text(separator)),
+            ]),
         ];
         for (cid, client) in &self.clients {
             let mut fields = self.client_row(*cid, client);
@@ -103,7 +107,7 @@ impl Engine {
             _ => None,
         });
         for row in 0..made_up.unwrap_or(0) {
-            let mut fields = made_up_row(row, now.0, &now.to_string());
+            let mut fields = self.client_fields(made_up_row(row, now.0, &self.time_text(now)));
             self.spoil(&mut fields, lines.len());
             lines.push(fields.join(separator));
         }
@@ -119,7 +123,7 @@ impl Engine {
                         address.as_bytes(),
                         &self.shown_name(client),
                         client.log_address().as_bytes(),
-                        client.connected_since.to_string().as_bytes(),
+                        self.time_text(client.connected_since).as_bytes(),
                         client.connected_since.0.to_string().as_bytes(),
                     ]
                     .join(separator),
@@ -127,7 +131,9 @@ impl Engine {
             }
         }
         lines.push(line(&["GLOBAL_STATS", "Max bcast/mcast queue length", "0"]));
-        lines.push(line(&["GLOBAL_STATS", "dco_enabled", "0"]));
+        if self.settings.version >= Version::V2_6 {
+            lines.push(line(&["GLOBAL_STATS", "dco_enabled", "0"]));
+        }
         lines
     }
 
@@ -138,7 +144,7 @@ impl Engine {
             Stage::HalfOpen => None,
             Stage::AwaitingApproval | Stage::Established => client.spec.username.clone(),
         };
-        vec![
+        self.client_fields([
             b"CLIENT_LIST".to_vec(),
             self.shown_name(client),
             text(client.log_address()),
@@ -154,7 +160,7 @@ impl Engine {
             ),
             text(client.bytes_received.to_string()),
             text(client.bytes_sent.to_string()),
-            text(client.connected_since.to_string()),
+            text(self.time_text(client.connected_since)),
             text(client.connected_since.0.to_string()),
             username.unwrap_or_else(|| b"UNDEF".to_vec()),
             text(cid.to_string()),
@@ -164,7 +170,26 @@ impl Engine {
             } else {
                 b"BF-CBC".to_vec()
             },
-        ]
+        ])
+    }
+
+    /// The fields of a client's row that this version has.
+    fn client_fields(&self, fields: [Vec<u8>; text::CLIENT_LIST.len()]) -> Vec<Vec<u8>> {
+        fields
+            .into_iter()
+            .zip(text::CLIENT_LIST)
+            .filter(|(_, (_, since))| *since <= self.settings.version)
+            .map(|(field, _)| field)
+            .collect()
+    }
+
+    /// A time as this version prints it.
+    pub(super) fn time_text(&self, time: UnixTime) -> String {
+        if self.settings.version <= Version::V2_4 {
+            time.ctime()
+        } else {
+            time.to_string()
+        }
     }
 
     /// Gives a row the wrong number of fields, one too few or one too many.
@@ -209,7 +234,7 @@ fn addresses(client: &Client) -> Vec<String> {
     addresses
 }
 
-fn made_up_row(row: usize, time: i64, time_text: &str) -> Vec<Vec<u8>> {
+fn made_up_row(row: usize, time: i64, time_text: &str) -> [Vec<u8>; text::CLIENT_LIST.len()] {
     /// Far above the CIDs of real clients.
     const FIRST_CID: usize = 1_000_000_000;
     let (high, low) = (row / 250 % 250, row % 250);
@@ -229,5 +254,4 @@ fn made_up_row(row: usize, time: i64, time_text: &str) -> Vec<Vec<u8>> {
         "AES-256-GCM".to_owned(),
     ]
     .map(String::into_bytes)
-    .to_vec()
 }

@@ -2,8 +2,8 @@
 
 use tokio::time::{Duration, Instant};
 
-use crate::ControlError;
 use crate::output::Stamp;
+use crate::{ControlError, Version};
 
 use super::clients::Stage;
 use super::{Engine, Flow, Phase, Timer};
@@ -32,8 +32,11 @@ impl Engine {
         }
     }
 
-    /// 2.6 reports a client when one of its packets passes and the interval is over.
+    /// Up to 2.6 a client is reported when one of its packets passes and the interval is over.
     fn report_traffic(&mut self, cid: u64) {
+        if self.settings.version >= Version::V2_7 {
+            return;
+        }
         let interval = self.session.as_ref().map_or(0, |session| session.bytecount);
         if interval == 0 {
             return;
@@ -50,6 +53,36 @@ impl Engine {
             let (received, sent) = (client.bytes_received, client.bytes_sent);
             self.say(format_args!(">BYTECOUNT_CLI:{cid},{received},{sent}"));
         }
+    }
+
+    /// From 2.7 on a timer reports all clients, whether they moved or not.
+    pub(super) fn begin_bytecounts(&mut self) {
+        self.timers
+            .retain(|_, timer| !matches!(timer, Timer::Bytecount));
+        let interval = self.session.as_ref().map_or(0, |session| session.bytecount);
+        if interval > 0 && self.settings.version >= Version::V2_7 {
+            self.set_timer(Duration::from_secs(interval), Timer::Bytecount);
+        }
+    }
+
+    pub(super) fn count_all(&mut self) {
+        let counting = self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.bytecount > 0);
+        if !counting {
+            return;
+        }
+        let counts: Vec<(u64, u64, u64)> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.stage == Stage::Established)
+            .map(|(cid, client)| (*cid, client.bytes_received, client.bytes_sent))
+            .collect();
+        for (cid, received, sent) in counts {
+            self.say(format_args!(">BYTECOUNT_CLI:{cid},{received},{sent}"));
+        }
+        self.begin_bytecounts();
     }
 
     /// Keepalive packets only show in byte counts, so they are sent only while somebody counts.

@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 /// Longest wait for anything the daemon is to say.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A step of a transcript.
 #[derive(Debug, PartialEq, Eq)]
@@ -168,9 +168,17 @@ impl Manager {
     }
 }
 
+/// How a time up to 2.4 begins.
+const WEEKDAYS: [&str; 7] = ["Mon ", "Tue ", "Wed ", "Thu ", "Fri ", "Sat ", "Sun "];
+
 /// What may differ between a real daemon's line and ours: times, numbers, certificates.
 pub(crate) fn normalise(line: &str) -> String {
-    for fixed in [">CLIENT:ENV,tls_serial", ">CLIENT:ENV,tls_digest"] {
+    for fixed in [
+        ">CLIENT:ENV,tls_serial",
+        ">CLIENT:ENV,tls_digest",
+        ">CLIENT:ENV,tls_id",
+        ">CLIENT:ENV,X509_1",
+    ] {
         if line.starts_with(fixed) {
             return line.split('=').next().unwrap_or(line).to_owned();
         }
@@ -196,7 +204,14 @@ pub(crate) fn normalise(line: &str) -> String {
             normal.replace_range(start..start + digits, "*");
         }
     }
-    for device in ["tun-a", "tun-c", "tun-s"] {
+    if let Some(start) = WEEKDAYS.iter().find_map(|day| normal.find(day)) {
+        // `Fri Nov 20 16:26:04 #`; a copy of the year is left of it.
+        let end = normal[start..]
+            .find('#')
+            .map_or(normal.len(), |year| start + year);
+        normal.replace_range(start..end, "");
+    }
+    for device in ["tun-a", "tun-c", "tun-s", "capt1", "capt6"] {
         normal = normal.replace(device, "tun0");
     }
     normal
@@ -219,10 +234,27 @@ fn find_pattern(text: &str, pattern: &str) -> Option<usize> {
 
 /// Sorts table rows that follow each other: their order is that of a hash table.
 fn sort_rows(lines: &mut [String]) {
-    let row = |line: &String| line.starts_with("CLIENT_LIST") || line.starts_with("ROUTING_TABLE");
-    for rows in lines.split_mut(|line| !row(line)) {
+    for rows in lines.split_mut(|line| !is_row(line)) {
         rows.sort_unstable();
     }
+}
+
+fn is_row(line: &str) -> bool {
+    /// What else has as many commas as a row of `status 1`; `#` is a time.
+    const OTHERS: [&str; 9] = [
+        ">",
+        "#",
+        "HEADER",
+        "TITLE",
+        "TIME",
+        "Common Name,",
+        "Virtual Address,",
+        "SUCCESS",
+        "ERROR",
+    ];
+    line.starts_with("CLIENT_LIST")
+        || line.starts_with("ROUTING_TABLE")
+        || line.matches(',').count() >= 3 && !OTHERS.iter().any(|other| line.starts_with(other))
 }
 
 /// How a transcript is to be compared.
