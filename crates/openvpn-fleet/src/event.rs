@@ -8,6 +8,7 @@ use crate::client::PeerInfo;
 use crate::name::{
     ActionRef, ClientRef, GatewayName, Generation, InstanceName, InstanceUid, Labels,
 };
+use crate::question::OpenQuestion;
 use openvpn_session::Condition;
 
 /// One fact.
@@ -117,8 +118,8 @@ pub enum Detail {
     },
     /// `instance.question`.
     Question {
-        /// The question in the daemon's words, without secrets.
-        question: String,
+        /// The question, without secrets.
+        question: Box<OpenQuestion>,
         /// It is open (true) or no longer is (false).
         open: bool,
     },
@@ -492,7 +493,10 @@ impl Detail {
                     + record.local_address.len()
             }
             Self::Generation { .. } | Self::Hold { .. } | Self::ClientLeaving { .. } => 0,
-            Self::Question { question, .. } => question.len(),
+            Self::Question { question, .. } => {
+                // Twice: it is written as text and as fields.
+                size_of::<OpenQuestion>() + 2 * question.question.heap_bytes()
+            }
             Self::Log { text, .. }
             | Self::GatewayLog { text, .. }
             | Self::Echo(text)

@@ -1,7 +1,7 @@
 //! One instance: its spec, its table, and the handle to its session.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
 use openvpn_session::{
@@ -9,6 +9,7 @@ use openvpn_session::{
 };
 use tokio::sync::Notify;
 
+use crate::command::VerbReset;
 use crate::name::{GatewayName, InstanceName, InstanceUid, Labels};
 use crate::selector::InstancePath;
 use crate::spec::InstanceSpec;
@@ -29,6 +30,8 @@ pub struct Instance {
     revision: AtomicU64,
     /// Wakes those who wait for something to become true of the table.
     changed: Notify,
+    /// The level of `verb` that will be set again. Locked to replace it.
+    pub(crate) verb_reset: Mutex<Option<VerbReset>>,
     /// The present session. Locked to copy or replace it; `None` until there is a first.
     handle: RwLock<Option<SessionHandle>>,
 }
@@ -51,6 +54,7 @@ impl Instance {
             revision: AtomicU64::new(table.revision()),
             table: RwLock::new(table),
             changed: Notify::new(),
+            verb_reset: Mutex::default(),
             handle: RwLock::new(None),
         }
     }

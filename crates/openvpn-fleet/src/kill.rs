@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::{StreamExt as _, stream};
 use openvpn_management::{Cid, Command, KillMessage, Text};
 use openvpn_session::{Call, CallError, Guard, GuardRefused, Lane, Mode, NotSent};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::action::{
     ActionContext, ActionError, ActionResult, AsOf, CLIENTS_PER_KILL_DEFAULT, InstanceResult,

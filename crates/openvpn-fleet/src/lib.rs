@@ -13,6 +13,7 @@
 pub mod action;
 mod apply;
 mod client;
+mod command;
 pub mod event;
 mod event_filter;
 mod filter;
@@ -23,6 +24,7 @@ mod kill;
 mod label;
 mod name;
 mod observer;
+mod question;
 mod requests;
 mod route;
 mod selector;
@@ -37,6 +39,9 @@ pub use action::{
     SignalWait, TargetError,
 };
 pub use client::{Client, Interner, PeerInfo};
+pub use command::{
+    CommandError, RAW_COMMANDS, RAW_QUERIES, VERB_DEADLOCK, VERB_HIGHEST, VERB_MAX, VerbRequest,
+};
 pub use event::{
     Detail, DisconnectCause, Event, EventClass, EventClient, Gap, GapCause, GenerationCause,
     Inference, Kind,
@@ -58,6 +63,7 @@ pub use name::{
     NAME_BYTES_MAX, NameError, REQUEST_ID_BYTES_MAX, RequestId, RequestIdError,
 };
 pub use openvpn_session::{Condition, Mode};
+pub use question::{Answer, Challenge, ChallengeText, OpenQuestion, Question, remote_skip};
 pub use requests::{ACTION_AGE_MAX, ACTION_RESULTS_MAX, ACTIONS_MAX};
 pub use route::{Orphan, Route};
 pub use selector::{InstancePath, SELECTOR_NAMES_MAX, Selector};

@@ -169,7 +169,7 @@ fn check(instance: &Instance, table: &Table, request: &SignalRequest) -> Result<
     }
     // OpenVPN takes any signal while it waits for an answer as the end of the question, and that for fatal.
     match status.open_questions.first() {
-        Some(question) => needs_force(format!("it waits for an answer: {question}")),
+        Some(asked) => needs_force(format!("it waits for an answer: {}", asked.question)),
         None => Ok(()),
     }
 }

@@ -10,6 +10,7 @@ use crate::apply::Memory;
 use crate::client::Client;
 use crate::event::DisconnectCause;
 use crate::name::{ActionRef, GatewayName, Generation, InstanceName, Labels};
+use crate::question::{OpenQuestion, Question};
 use crate::route::Route;
 
 /// Deleted rows that watches can still be told of; one that is further behind starts over.
@@ -47,7 +48,7 @@ pub struct InstanceStatus {
     /// It waits for a release before it serves.
     pub holding: bool,
     /// What it asks and nobody has answered yet.
-    pub open_questions: Vec<String>,
+    pub open_questions: Vec<OpenQuestion>,
     /// Bytes the daemon received from its clients since `counting_since`: only rises.
     pub bytes_received: u64,
     /// Bytes the daemon sent to its clients, likewise.
@@ -98,6 +99,14 @@ impl InstanceStatus {
     #[must_use]
     pub fn is_attached(&self) -> bool {
         self.condition == Condition::Attached
+    }
+
+    /// Its major and minor version; `None` while unknown.
+    pub(crate) fn version(&self) -> Option<(u32, u32)> {
+        let text = self.daemon_version.to_str()?;
+        let mut numbers = text.strip_prefix("OpenVPN ")?.split(['.', '_', ' ']);
+        let major = numbers.next()?.parse().ok()?;
+        Some((major, numbers.next()?.parse().ok()?))
     }
 
     /// What this daemon can do; grows with versions.
@@ -246,6 +255,24 @@ impl Table {
     #[must_use]
     pub fn status(&self) -> &InstanceStatus {
         &self.status
+    }
+
+    /// A question that is open, for noting that its answer is on its way.
+    pub(crate) fn open_question_mut(&mut self, id: u64) -> Option<&mut OpenQuestion> {
+        let open = &mut self.status.open_questions;
+        open.iter_mut().find(|asked| asked.id == id)
+    }
+
+    /// Takes out a question that is answered, and forgets the challenge it came from.
+    pub(crate) fn close_question(&mut self, id: u64) -> Option<OpenQuestion> {
+        let open = &mut self.status.open_questions;
+        let index = open.iter().position(|asked| asked.id == id)?;
+        let question = open.remove(index);
+        if matches!(question.question, Question::Credentials { .. }) {
+            self.memory.challenge = None;
+        }
+        self.bump_status();
+        Some(question)
     }
 
     /// The present generation; `None` before the first.

@@ -10,6 +10,7 @@ use openvpn_session::Moment;
 use super::log_cap::LogCap;
 use crate::client::Client;
 use crate::filter::parse_real_address;
+use crate::question::PendingChallenge;
 
 /// Notifications kept while a session synchronises, which takes some round trips. Of more, log lines are counted as
 /// rate-capped and everything else is made up for by the next snapshot.
@@ -42,6 +43,10 @@ pub(crate) struct Memory {
     pub(super) counting_from: Option<i64>,
     /// When a caller of ours sent a signal that disconnects everybody.
     pub(crate) restart_signalled: Option<Instant>,
+    /// How many questions the daemon has asked; numbers them.
+    pub(super) questions: u64,
+    /// What the server asked when it refused credentials, until the daemon asks for them again and gets an answer.
+    pub(crate) challenge: Option<PendingChallenge>,
     pub(super) log_cap: LogCap,
     /// Oldest first.
     endings: VecDeque<Ending>,

@@ -10,6 +10,7 @@ use super::memory::{SYNC_NOTIFICATIONS_MAX, Stage};
 use super::{Fold, Told};
 use crate::client::{Client, ClientTexts, PeerInfo};
 use crate::event::{Detail, DisconnectCause, EventClass, GenerationCause};
+use crate::question::{PendingChallenge, Question};
 use crate::table::RemovedReason;
 
 /// How long after a signal of ours a client that goes is taken to go because of it.
@@ -74,8 +75,11 @@ impl Fold<'_> {
                     format!("NOTIFY:{severity},{kind},{text}").into(),
                 ));
             }
-            // The text may be a link that logs in whoever opens it.
-            Notification::Infomsg(_) => self.emit_text(Detail::Info("INFOMSG".into())),
+            Notification::Infomsg(_) => {
+                // Unless it is a challenge, the text may be a link that logs in whoever opens it.
+                self.emit_text(Detail::Info("INFOMSG".into()));
+                self.handle_question(&notification);
+            }
             Notification::UpDown { direction, env: _ } => {
                 let text = match direction {
                     UpDown::Up => "UPDOWN:UP",
@@ -84,54 +88,37 @@ impl Fold<'_> {
                 self.emit_text(Detail::Info(text.into()));
             }
             Notification::Unrecognized(text) => self.emit_text(Detail::Unrecognized(text)),
-            Notification::Password(password) => self.handle_password(&password),
-            Notification::NeedOk { kind, message } => {
-                self.open_question(format!("Need '{kind}' confirmation: {message}"));
-            }
-            Notification::NeedStr { kind, message } => {
-                self.open_question(format!("Need '{kind}' string: {message}"));
-            }
-            Notification::NeedCertificate { hint } => {
-                self.open_question(format!("Need certificate: {hint}"));
-            }
-            Notification::PkSign { .. } | Notification::RsaSign { .. } => {
-                self.open_question("Need a signature".to_owned());
-            }
-            Notification::Remote {
-                host,
-                port,
-                protocol,
-            } => self.open_question(format!("Remote {host},{port},{protocol}?")),
-            Notification::Proxy {
-                index: _,
-                protocol,
-                host,
-            } => self.open_question(format!("Proxy for {protocol},{host}?")),
+            Notification::Password(password) => self.handle_password(password),
+            Notification::NeedOk { .. }
+            | Notification::NeedStr { .. }
+            | Notification::NeedCertificate { .. }
+            | Notification::PkSign { .. }
+            | Notification::RsaSign { .. }
+            | Notification::Remote { .. }
+            | Notification::Proxy { .. } => self.handle_question(&notification),
             Notification::Pkcs11IdCount(_) | Notification::Pkcs11IdEntry(_) => {}
             // The enum is open for what later versions say; the parser calls that unrecognized.
             _ => {}
         }
     }
 
-    fn handle_password(&mut self, password: &PasswordNotification) {
+    fn handle_question(&mut self, notification: &Notification) {
+        let pending = self.table.memory.challenge.as_ref();
+        if let Some(question) = Question::of(notification, pending) {
+            self.open_question(question);
+        }
+    }
+
+    fn handle_password(&mut self, password: PasswordNotification) {
         match password {
-            PasswordNotification::NeedPassword { kind } => {
-                self.open_question(format!("Need '{kind}' password"));
-            }
-            PasswordNotification::NeedUsernamePassword { kind, challenge: _ } => {
-                self.open_question(format!("Need '{kind}' username/password"));
-            }
-            PasswordNotification::NeedUsername { kind } => {
-                self.open_question(format!("Need '{kind}' username"));
-            }
-            PasswordNotification::VerificationFailed { kind, .. } => {
+            PasswordNotification::VerificationFailed { ref kind, .. } => {
                 self.close_questions();
+                self.table.memory.challenge = PendingChallenge::of(&password);
                 let text = format!("Verification Failed: '{kind}'");
                 self.emit_text(Detail::Info(text.into()));
             }
             PasswordNotification::AuthToken(_) => {}
-            // The enum is open for what later versions ask: also a question.
-            _ => self.open_question("Need something this version does not know".to_owned()),
+            asked => self.handle_question(&Notification::Password(asked)),
         }
     }
 

@@ -7,6 +7,7 @@ use super::memory::Stage;
 use super::{Fold, Told};
 use crate::event::{Detail, DisconnectCause, EventClass, GapCause, GenerationCause, Inference};
 use crate::journal::Record;
+use crate::question::{OpenQuestion, Question};
 use crate::table::{QUESTIONS_MAX, RemovedReason};
 
 impl Fold<'_> {
@@ -230,6 +231,7 @@ impl Fold<'_> {
             DaemonState::Connected => {
                 self.set_holding(false, None);
                 let memory = &mut self.table.memory;
+                memory.challenge = None;
                 let known = std::mem::replace(&mut memory.connected_time, time);
                 let restarted = std::mem::take(&mut memory.reconnecting);
                 if !restarted && known.is_some() && known != time {
@@ -256,30 +258,40 @@ impl Fold<'_> {
         }
     }
 
-    pub(super) fn open_question(&mut self, question: String) {
+    pub(super) fn open_question(&mut self, question: Question) {
         let open = &mut self.table.status.open_questions;
-        if open.contains(&question) {
-            return;
-        }
-        if open.len() >= QUESTIONS_MAX {
-            open.remove(0);
-        }
-        open.push(question.clone());
-        self.table.bump_status();
-        self.emit(Detail::Question {
+        let same = open.iter().position(|asked| asked.question == question);
+        let superseded = match same {
+            Some(index) if !open[index].answered => return,
+            Some(index) => Some(open.remove(index)),
+            None if open.len() >= QUESTIONS_MAX => Some(open.remove(0)),
+            None => None,
+        };
+        self.table.memory.questions += 1;
+        let question = OpenQuestion {
+            id: self.table.memory.questions,
+            asked: self.at.wall,
             question,
-            open: true,
-        });
+            answered: false,
+        };
+        self.table.status.open_questions.push(question.clone());
+        self.table.bump_status();
+        if let Some(superseded) = superseded {
+            self.emit_question(superseded, false);
+        }
+        self.emit_question(question, true);
     }
 
     pub(super) fn close_questions(&mut self) {
         for question in std::mem::take(&mut self.table.status.open_questions) {
             self.table.bump_status();
-            self.emit(Detail::Question {
-                question,
-                open: false,
-            });
+            self.emit_question(question, false);
         }
+    }
+
+    fn emit_question(&mut self, question: OpenQuestion, open: bool) {
+        let question = Box::new(question);
+        self.emit(Detail::Question { question, open });
     }
 
     /// Adds a line of text, unless the instance says more than is taken.

@@ -269,7 +269,7 @@ fn particulars(event: &Event) -> String {
         Detail::Detached { reason } => format!(" {reason}"),
         Detail::Attached { clients, .. } => format!(" clients={clients}"),
         Detail::Hold { holding, .. } => format!(" {holding}"),
-        Detail::Question { question, open } => format!(" {question} open={open}"),
+        Detail::Question { question, open } => format!(" {} open={open}", question.question),
         Detail::Log { text, .. }
         | Detail::Echo(text)
         | Detail::Info(text)

@@ -179,10 +179,9 @@ fn a_name_cannot_speak_for_another() {
 fn questions_open_and_close() {
     let mut told = Told::attached();
     told.says(">PASSWORD:Need 'Private Key' password");
-    assert_eq!(
-        told.table.status().open_questions,
-        ["Need 'Private Key' password"]
-    );
+    let open = &told.table.status().open_questions;
+    assert_eq!(open.len(), 1);
+    assert_eq!(open[0].question.to_string(), "Need 'Private Key' password");
     told.says(">PASSWORD:Need 'Private Key' password");
     told.says(">STATE:1795186001,CONNECTED,SUCCESS,10.8.0.1,,,,");
     assert!(told.table.status().open_questions.is_empty());
