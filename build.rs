@@ -4,6 +4,15 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
+/// Messages that `Debug` must not show.
+const SECRET_MESSAGES: [&str; 5] = [
+    "CredentialsAnswer",
+    "PasswordAnswer",
+    "NeedStrAnswer",
+    "ChallengeResponseAnswer",
+    "ExecuteCommandRequest",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     // Cargo runs this in crates/ovfleet-proto.
     let proto = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
@@ -13,7 +22,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut files: Vec<PathBuf> = fs::read_dir(proto.join("ovfleet/v1"))?
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<Result<_, _>>()?;
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "proto"));
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "proto")
+    });
     files.sort();
 
     let mut compiler = protox::Compiler::new([&proto])?;
@@ -27,6 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         .extern_path(".google.rpc", "::tonic_types")
         .type_attribute(".", "#[allow(clippy::all)]")
+        // They hold passwords: `src/lib.rs` writes their `Debug`.
+        .skip_debug(SECRET_MESSAGES.map(|name| format!(".ovfleet.v1.{name}")))
         .compile_fds(descriptors)?;
     Ok(())
 }

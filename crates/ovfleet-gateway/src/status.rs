@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use openvpn_fleet::{ActionError, ActionResult, InstancePath, TargetError};
+use openvpn_fleet::{ActionError, ActionResult, CommandError, InstancePath, TargetError};
 use ovfleet_proto::v1;
 use prost::Message;
 use tonic::{Code, Status};
@@ -224,24 +224,43 @@ fn with_plan(reason: &str, message: String, type_url: &str, plan: &impl Message)
     )
 }
 
+/// A command for one instance that has no reply. Only a change that was sent and not answered leaves a doubt.
+pub(crate) fn of_command(error: &CommandError) -> Status {
+    let message = error.to_string();
+    let (code, reason) = match error {
+        CommandError::Target(error) => code_of_target(error),
+        CommandError::Version { .. } => (Code::FailedPrecondition, "VERSION_LACKS_IT"),
+        CommandError::Mode { .. } => (Code::FailedPrecondition, "MODE_LACKS_IT"),
+        CommandError::VerbNeedsForce { .. } => (Code::FailedPrecondition, "VERB_NEEDS_FORCE"),
+        CommandError::VerbLocksUp { .. } => (Code::FailedPrecondition, "VERB_LOCKS_UP"),
+        CommandError::VerbUnknown => return invalid("level", "LEVEL_INVALID", message),
+        CommandError::NoQuestion { .. } => (Code::FailedPrecondition, "NO_QUESTION"),
+        CommandError::QuestionClosed { .. } => (Code::FailedPrecondition, "QUESTION_CLOSED"),
+        CommandError::RawRefused { .. } => (Code::PermissionDenied, "COMMAND_NOT_ALLOWED"),
+        CommandError::RawMalformed(_) => return invalid("line", "LINE_INVALID", message),
+    };
+    status(code, reason, message)
+}
+
+/// FAILED_PRECONDITION: the daemon refused, in these words.
+pub(crate) fn daemon_refused(words: &str) -> Status {
+    let message = format!("the daemon refused: {words}");
+    status(Code::FailedPrecondition, "REJECTED", message)
+}
+
+/// INTERNAL: the daemon answered in a form that we do not know.
+pub(crate) fn reply_unreadable() -> Status {
+    tracing::warn!("a daemon answered in a form that is not known");
+    status(
+        Code::Internal,
+        "REPLY_UNREADABLE",
+        "the daemon answered in a form that this gateway does not know",
+    )
+}
+
 /// What became of one target, as it stands in a result.
 pub(crate) fn of_target(error: &TargetError) -> tonic_types::Status {
-    let (code, reason) = match error {
-        TargetError::UnknownInstance { .. } => (Code::NotFound, "INSTANCE_UNKNOWN"),
-        TargetError::NotAttached { .. } => (Code::Unavailable, "NOT_ATTACHED"),
-        TargetError::NoClients { .. } => (Code::FailedPrecondition, "NO_CLIENT_TABLE"),
-        TargetError::Stale { .. } => (Code::FailedPrecondition, "STALE"),
-        TargetError::Gone => (Code::NotFound, "CLIENT_GONE"),
-        TargetError::Rejected { .. } => (Code::FailedPrecondition, "REJECTED"),
-        TargetError::NeedsForce { .. } => (Code::FailedPrecondition, "NEEDS_FORCE"),
-        TargetError::Busy { .. } => (Code::ResourceExhausted, "INSTANCE_BUSY"),
-        TargetError::NoTime => (Code::DeadlineExceeded, "NOT_SENT"),
-        TargetError::Cancelled => (Code::Cancelled, "NOT_SENT"),
-        TargetError::Stopped { .. } => (Code::Aborted, "NOT_SENT"),
-        TargetError::FateUnknown { .. } => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN"),
-        TargetError::NotSeen { .. } => (Code::DeadlineExceeded, "NOT_CONFIRMED"),
-        TargetError::Unencodable { .. } => (Code::InvalidArgument, "UNENCODABLE"),
-    };
+    let (code, reason) = code_of_target(error);
     let info = tonic_types::pb::ErrorInfo {
         reason: reason.to_owned(),
         domain: DOMAIN.to_owned(),
@@ -254,5 +273,25 @@ pub(crate) fn of_target(error: &TargetError) -> tonic_types::Status {
             type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
             value: info.encode_to_vec(),
         }],
+    }
+}
+
+fn code_of_target(error: &TargetError) -> (Code, &'static str) {
+    match error {
+        TargetError::UnknownInstance { .. } => (Code::NotFound, "INSTANCE_UNKNOWN"),
+        TargetError::NotAttached { .. } => (Code::Unavailable, "NOT_ATTACHED"),
+        TargetError::NoClients { .. } => (Code::FailedPrecondition, "NO_CLIENT_TABLE"),
+        TargetError::Silent { .. } => (Code::Unavailable, "NOT_ANSWERED"),
+        TargetError::Stale { .. } => (Code::FailedPrecondition, "STALE"),
+        TargetError::Gone => (Code::NotFound, "CLIENT_GONE"),
+        TargetError::Rejected { .. } => (Code::FailedPrecondition, "REJECTED"),
+        TargetError::NeedsForce { .. } => (Code::FailedPrecondition, "NEEDS_FORCE"),
+        TargetError::Busy { .. } => (Code::ResourceExhausted, "INSTANCE_BUSY"),
+        TargetError::NoTime => (Code::DeadlineExceeded, "NOT_SENT"),
+        TargetError::Cancelled => (Code::Cancelled, "NOT_SENT"),
+        TargetError::Stopped { .. } => (Code::Aborted, "NOT_SENT"),
+        TargetError::FateUnknown { .. } => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN"),
+        TargetError::NotSeen { .. } => (Code::DeadlineExceeded, "NOT_CONFIRMED"),
+        TargetError::Unencodable { .. } => (Code::InvalidArgument, "UNENCODABLE"),
     }
 }

@@ -130,8 +130,9 @@ fn detail(detail: &Detail, instance_labels: &Labels) -> Out {
             released_by_gateway: *released_by_gateway,
         }),
         Detail::Question { question, open } => Out::Question(v1::InstanceQuestion {
-            question: question.clone(),
+            question: question.question.to_string(),
             open: *open,
+            detail: Some(super::instance::question(question)),
         }),
         Detail::Log { flags, text } | Detail::GatewayLog { flags, text } => {
             Out::Log(log_line(*flags, text))

@@ -6,6 +6,7 @@
 
 pub(crate) mod action;
 pub(crate) mod event;
+pub(crate) mod instance;
 pub(crate) mod request;
 pub(crate) mod row;
 

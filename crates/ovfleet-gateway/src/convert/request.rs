@@ -5,8 +5,8 @@ use std::{str::FromStr, time::Duration};
 
 use openvpn_fleet::{
     AddressPattern, AddressPatternError, ClientFilter, ClientRef, EventFilter, FILTER_VALUES_MAX,
-    GatewayName, Generation, InstanceName, InstancePath, KillRequest, KindSet, LabelExpression,
-    RequestId, SELECTOR_NAMES_MAX, Selector, SignalRequest, SignalWait,
+    GatewayName, Generation, Instance, InstanceName, InstancePath, KillRequest, KindSet,
+    LabelExpression, RequestId, SELECTOR_NAMES_MAX, Selector, SignalRequest, SignalWait,
 };
 use openvpn_management::{Cid, KillMessage, Signal, Text};
 use ovfleet_proto::v1;
@@ -131,14 +131,38 @@ fn patterns(
 }
 
 fn client_ref(field: &str, name: v1::ClientRef) -> Result<ClientRef, Status> {
+    parse_client_ref(name, |part, description| {
+        refuse_filter(&format!("{field}.{part}"), description)
+    })
+}
+
+/// The client of a request to one instance, which must be that client's.
+pub(crate) fn client_ref_of(
+    field: &str,
+    instance: &Instance,
+    name: v1::ClientRef,
+) -> Result<ClientRef, Status> {
+    let refuse = |part: &str, description: String| {
+        status::invalid(&format!("{field}.{part}"), "CLIENT_INVALID", description)
+    };
+    let client = parse_client_ref(name, refuse)?;
+    if client.gateway != *instance.gateway() || client.instance != *instance.name() {
+        let description = format!("the client is not one of instance {}", instance.path());
+        return Err(refuse("instance", description));
+    }
+    Ok(client)
+}
+
+fn parse_client_ref(
+    name: v1::ClientRef,
+    refuse: impl Fn(&str, String) -> Status,
+) -> Result<ClientRef, Status> {
     let v1::ClientRef {
         gateway,
         instance,
         generation,
         cid,
     } = name;
-    let refuse =
-        |part: &str, description: String| refuse_filter(&format!("{field}.{part}"), description);
     Ok(ClientRef {
         gateway: GatewayName::new(&gateway)
             .map_err(|error| refuse("gateway", error.to_string()))?,

@@ -98,7 +98,10 @@ fn status(table: &Table) -> v1::InstanceStatus {
             .unwrap_or_default(),
         state_time: state_time.map(daemon_timestamp),
         holding: *holding,
-        open_questions: open_questions.clone(),
+        open_questions: open_questions
+            .iter()
+            .map(|asked| asked.question.to_string())
+            .collect(),
         clients: table.client_count() as u64,
         half_open_clients: table.half_open_count() as u64,
         bytes_received: *bytes_received,
@@ -114,6 +117,10 @@ fn status(table: &Table) -> v1::InstanceStatus {
         truncated: *truncated,
         sessions: *sessions,
         capabilities,
+        questions: open_questions
+            .iter()
+            .map(super::instance::question)
+            .collect(),
     }
 }
 

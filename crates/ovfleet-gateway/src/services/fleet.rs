@@ -249,11 +249,7 @@ impl FleetService for FleetQueries {
     ) -> Result<Response<v1::GetInstanceResponse>, Status> {
         let path = request::instance_path(&request.get_ref().name)?;
         let as_of = self.context.now();
-        let own = self.context.fleet.gateway();
-        let instance = Some(&path)
-            .filter(|path| path.gateway.as_ref().is_none_or(|gateway| gateway == own))
-            .and_then(|path| self.context.fleet.instance(path.instance.as_str()))
-            .ok_or_else(|| status::instance_unknown(&path))?;
+        let instance = self.context.find(&path)?;
         Ok(Response::new(v1::GetInstanceResponse {
             instance: Some(row::instance(&instance)),
             as_of: Some(self.context.as_of(as_of)),

@@ -5,6 +5,7 @@ mod deadline;
 mod events;
 mod fleet;
 mod frames;
+mod instance;
 mod streams;
 mod totals;
 mod watch;
@@ -12,23 +13,27 @@ mod wire;
 
 use std::{sync::Arc, time::SystemTime};
 
-use openvpn_fleet::{AsOf, Fleet};
+use openvpn_fleet::{AsOf, Fleet, Instance, InstancePath};
 use ovfleet_proto::v1::{
     self, control_service_server::ControlServiceServer, fleet_service_server::FleetServiceServer,
+    instance_service_server::InstanceServiceServer,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
+use tonic::{Status, service::Routes};
 
-use self::{control::Control, events::Events, fleet::FleetQueries, wire::EventServer};
-use crate::{convert, cursor::Cursors};
+use self::{
+    control::Control, events::Events, fleet::FleetQueries, instance::Instances, wire::EventServer,
+};
+use crate::{convert, cursor::Cursors, status};
 
 pub(crate) use self::{streams::Streams, wire::batch_element};
 
 /// Full names of our services, for health and reflection.
-pub(crate) const SERVICE_NAMES: [&str; 3] = [
+pub(crate) const SERVICE_NAMES: [&str; 4] = [
     v1::fleet_service_server::SERVICE_NAME,
     v1::event_service_server::SERVICE_NAME,
     v1::control_service_server::SERVICE_NAME,
+    v1::instance_service_server::SERVICE_NAME,
 ];
 
 /// What the services share.
@@ -57,6 +62,15 @@ impl Context {
         }
     }
 
+    /// The instance of that name.
+    fn find(&self, path: &InstancePath) -> Result<Arc<Instance>, Status> {
+        let own = self.fleet.gateway();
+        Some(path)
+            .filter(|path| path.gateway.as_ref().is_none_or(|gateway| gateway == own))
+            .and_then(|path| self.fleet.instance(path.instance.as_str()))
+            .ok_or_else(|| status::instance_unknown(path))
+    }
+
     fn as_of(&self, as_of: AsOf) -> v1::AsOf {
         convert::action::as_of(as_of, &self.cursors)
     }
@@ -75,6 +89,10 @@ pub(crate) fn add_to(routes: Routes, context: &Arc<Context>, request_bytes_max: 
         ))
         .add_service(
             ControlServiceServer::new(Control::new(Arc::clone(context)))
+                .max_decoding_message_size(request_bytes_max),
+        )
+        .add_service(
+            InstanceServiceServer::new(Instances::new(Arc::clone(context)))
                 .max_decoding_message_size(request_bytes_max),
         )
 }
