@@ -10,7 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::owner::{Job, Observed, Owner, Trace};
-use crate::{ClientSpec, ClientState, ControlError, How, Misbehaviour, StartError, Version};
+use crate::{
+    ClientMode, ClientSpec, ClientState, ControlError, How, Misbehaviour, StartError, Version,
+};
 
 /// Scripted steps waiting for the daemon's task; a script that is ahead waits.
 const JOBS_CAPACITY: usize = 16;
@@ -80,6 +82,8 @@ impl Default for Timing {
 pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) version: Version,
+    pub(crate) client: Option<ClientMode>,
+    pub(crate) private_key_password: Option<Vec<u8>>,
     pub(crate) password: Option<Vec<u8>>,
     pub(crate) hold: bool,
     pub(crate) client_auth: bool,
@@ -125,6 +129,21 @@ impl DaemonBuilder {
     pub fn version(mut self, version: Version) -> Self {
         self.settings.version = version;
         self.settings.timing.restart_pause = version.restart_pause();
+        self
+    }
+
+    /// Is an OpenVPN client itself, and no server.
+    #[must_use]
+    pub fn client(mut self, client: ClientMode) -> Self {
+        self.settings.client = Some(client);
+        self
+    }
+
+    /// Asks the manager for the password of its private key, at the start and after every SIGHUP
+    /// (`--management-query-passwords`).
+    #[must_use]
+    pub fn private_key_password(mut self, password: impl Into<Vec<u8>>) -> Self {
+        self.settings.private_key_password = Some(password.into());
         self
     }
 
@@ -302,6 +321,8 @@ impl Daemon {
                 }),
                 name,
                 version: Version::V2_6,
+                client: None,
+                private_key_password: None,
                 password: None,
                 hold: false,
                 client_auth: false,
@@ -454,6 +475,19 @@ impl Daemon {
     /// Those of [`Daemon::connect`], and [`ControlError::UnknownClient`].
     pub async fn reconnect(&self, cid: u64) -> Result<u64, ControlError> {
         self.call(move |owner| owner.reconnect(cid)).await?
+    }
+
+    /// Counts packets of the daemon's own connection, as one that is a client has it.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopped`].
+    pub async fn add_link_traffic(
+        &self,
+        bytes_received: u64,
+        bytes_sent: u64,
+    ) -> Result<(), ControlError> {
+        self.call(move |owner| owner.add_link_traffic(bytes_received, bytes_sent))
+            .await?
     }
 
     /// Lets an established client negotiate its next key; with client-auth on, the manager is

@@ -2,7 +2,8 @@
 //!
 //! A [`Daemon`] answers like OpenVPN 2.6.14, or another [`Version`], in server mode: prompts,
 //! greeting, replies, error texts, histories, status, notifications and log lines, one manager at
-//! a time. A script makes its clients come and go; a [`Population`] lets a whole crowd live on many daemons; a
+//! a time; with a [`ClientMode`] it is an OpenVPN client. A script makes a server's clients come
+//! and go; a [`Population`] lets a whole crowd live on many daemons; a
 //! [`Misbehaviour`] makes a daemon hang, lie or talk nonsense. Thousands fit in one process: a
 //! daemon is one task and some kilobytes.
 //!
@@ -24,6 +25,7 @@
 //! ```
 
 mod client;
+mod client_mode;
 mod clock;
 mod daemon;
 mod engine;
@@ -39,6 +41,7 @@ mod socket;
 mod version;
 
 pub use client::{AfterLoss, ClientSpec, ClientState, How};
+pub use client_mode::ClientMode;
 pub use daemon::{Address, BurstReport, Daemon, DaemonBuilder, RestartSignal, Timing};
 pub use error::{ControlError, StartError};
 pub use misbehaviour::Misbehaviour;

@@ -388,6 +388,15 @@ impl Owner {
         self.running()?.1.reauthenticate(cid)
     }
 
+    pub(crate) fn add_link_traffic(
+        &mut self,
+        received: u64,
+        sent: u64,
+    ) -> Result<(), ControlError> {
+        self.running()?.1.add_link_traffic(received, sent);
+        Ok(())
+    }
+
     pub(crate) fn add_traffic(
         &mut self,
         cid: u64,

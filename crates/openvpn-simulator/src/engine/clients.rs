@@ -160,7 +160,7 @@ impl Engine {
 
     /// Takes a client in: a CID, a peer ID, nothing more.
     fn begin(&mut self, mut spec: ClientSpec) -> Result<u64, ControlError> {
-        if self.phase != Phase::Serving {
+        if self.phase != Phase::Serving || self.settings.client.is_some() {
             return Err(ControlError::NotServing {
                 daemon: self.settings.name.clone(),
             });

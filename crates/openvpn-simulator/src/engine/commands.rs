@@ -5,6 +5,7 @@ use crate::lexer::{atoi, lex, parse_unsigned};
 use crate::Version;
 
 use super::approval::{Block, BlockCommand, BlockPurpose};
+use super::questions::Entry;
 use super::{Ending, Engine, Phase, Signal, text};
 
 /// Lines `test` writes at most; OpenVPN has no limit and would block for as long as it takes.
@@ -107,15 +108,29 @@ impl Engine {
                     self.stream(stream, arguments);
                 }
             }
-            b"username" => self.not_asked(name, arguments, "username"),
-            b"password" => self.not_asked(name, arguments, "password"),
-            b"needok" => self.not_asked(name, arguments, "needok-confirmation"),
-            b"needstr" => self.not_asked(name, arguments, "needstr-string"),
-            b"forget-passwords" => self.say("SUCCESS: Passwords were forgotten"),
+            b"username" | b"password" | b"needok" | b"needstr" => {
+                let entry = match name {
+                    b"username" => Entry::Username,
+                    b"password" => Entry::Password,
+                    b"needok" => Entry::NeedOk,
+                    _ => Entry::NeedStr,
+                };
+                if let Some([kind, value]) = self.need(name, arguments) {
+                    self.enter_answer(entry, kind, value);
+                }
+            }
+            b"forget-passwords" => {
+                self.forget_passwords();
+                self.say("SUCCESS: Passwords were forgotten");
+            }
             b"cr-response" if version >= Version::V2_5 => {
                 if self.need::<1>(name, arguments).is_some() {
-                    // OpenVPN's own spelling.
-                    self.unsupported("cr-repsonse");
+                    if self.settings.client.is_some() && self.phase == Phase::Serving {
+                        self.say("SUCCESS: command succeeded");
+                    } else {
+                        // OpenVPN's own spelling.
+                        self.unsupported("cr-repsonse");
+                    }
                 }
             }
             b"net" => {
@@ -180,16 +195,30 @@ impl Engine {
                 }
             }
             b"remote-entry-count" if version >= Version::V2_6 => {
-                self.unsupported("remote-entry-count");
+                if self.settings.client.is_some() {
+                    let count = self.remotes().len();
+                    self.say(count);
+                    self.say_end();
+                } else {
+                    self.unsupported("remote-entry-count");
+                }
             }
             b"remote-entry-get" if version >= Version::V2_6 => {
-                if self.need_at_least::<1>(name, arguments).is_some() {
-                    self.unsupported("remote-entry-get");
+                if let Some([first]) = self.need_at_least(name, arguments) {
+                    if self.settings.client.is_some() {
+                        self.remote_entries(first, arguments.get(1).copied());
+                    } else {
+                        self.unsupported("remote-entry-get");
+                    }
                 }
             }
             b"remote" | b"proxy" => {
                 if self.need_at_least::<1>(name, arguments).is_some() {
-                    self.unsupported(&String::from_utf8_lossy(name));
+                    match (name, self.settings.client.is_some()) {
+                        (b"remote", true) => self.remote_command(arguments),
+                        (_, true) => self.proxy_command(arguments),
+                        (_, false) => self.unsupported(&String::from_utf8_lossy(name)),
+                    }
                 }
             }
             b"push-update-broad" if version >= Version::V2_7 => {
@@ -275,7 +304,7 @@ impl Engine {
 
     /// Whether there is a server to run `name`; says so if not.
     pub(super) fn serves(&mut self, name: &str) -> bool {
-        if self.phase == Phase::Serving {
+        if self.phase == Phase::Serving && self.settings.client.is_none() {
             return true;
         }
         self.unsupported(name);
@@ -306,7 +335,7 @@ impl Engine {
             // OpenVPN drops what the same read has produced …
             Phase::Serving => Ending::Session,
             // … but while it waits it writes every line at once, so it is already gone.
-            Phase::Held { .. } | Phase::Pausing => Ending::SessionAfterOutput,
+            Phase::Held { .. } | Phase::Asking | Phase::Pausing => Ending::SessionAfterOutput,
         });
     }
 
@@ -392,14 +421,6 @@ impl Engine {
             }
         };
         self.say("SUCCESS: auth-retry parameter changed");
-    }
-
-    fn not_asked(&mut self, name: &[u8], arguments: &[&[u8]], what: &str) {
-        if self.need::<2>(name, arguments).is_some() {
-            self.say(format_args!(
-                "ERROR: no {what} is currently needed at this time"
-            ));
-        }
     }
 
     fn signal_command(&mut self, name: &[u8]) {

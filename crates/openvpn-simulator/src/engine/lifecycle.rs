@@ -7,6 +7,7 @@ use crate::clock::UnixTime;
 use crate::daemon::RestartSignal;
 
 use super::env::Occasion;
+use super::questions::Login;
 use super::{Ending, Engine, Phase, Signal, Timer, text};
 
 /// Name of the tunnel device.
@@ -26,7 +27,15 @@ impl Engine {
         self.hold = self.settings.hold;
         self.verb = 3;
         self.mute = 0;
-        self.auth_retry = "none";
+        self.auth_retry = match self.settings.client {
+            Some(_) => "interact",
+            None => "none",
+        };
+        self.forget_passwords();
+        self.questions.clear();
+        self.confirmed = false;
+        self.remote_number = 0;
+        self.modified = None;
         self.env_filter = 0;
         self.states = crate::history::History::new(super::STATE_LINES_KEPT);
         self.logs = crate::history::History::new(self.settings.log_cache);
@@ -55,12 +64,12 @@ impl Engine {
             );
             self.phase = Phase::Held { seconds: 0 };
         } else {
-            self.initialise();
+            self.begin_run();
         }
     }
 
     /// Opens the tunnel and begins to serve.
-    fn initialise(&mut self) {
+    pub(super) fn initialise(&mut self) {
         let (local, netmask) = (self.pool.local, self.pool.netmask);
         let prefix_length = netmask.to_bits().count_ones();
         let ipv6 = self.pool.local_ipv6();
@@ -122,8 +131,15 @@ impl Engine {
 
     pub(super) fn release_hold(&mut self) {
         if let Phase::Held { .. } = self.phase {
-            self.initialise();
+            self.begin_run();
         }
+    }
+
+    pub(super) fn forget_passwords(&mut self) {
+        self.key_cached = false;
+        self.entered = None;
+        self.login = Login::First;
+        self.retrying = false;
     }
 
     // ---- signals
@@ -146,6 +162,7 @@ impl Engine {
     pub(crate) fn handle_signal(&mut self) {
         match (self.signal.take(), self.phase) {
             (None, _) => {}
+            (Some(signal), Phase::Asking) => self.interrupt_question(signal),
             (Some(Signal::Usr2), Phase::Serving) => self.log_status(),
             // Nobody is there to print a status, and OpenVPN ignores restarts while it is held.
             (Some(Signal::Usr2), _) | (Some(Signal::Hup | Signal::Usr1), Phase::Held { .. }) => {}
@@ -168,7 +185,11 @@ impl Engine {
         }
     }
 
-    fn begin_restart(&mut self, signal: Signal, reason: &str) {
+    pub(super) fn begin_restart(&mut self, signal: Signal, reason: &str) {
+        self.questions.clear();
+        if signal == Signal::Hup {
+            self.forget_passwords();
+        }
         self.enter(&format!("RECONNECTING,{reason},,,,,"));
         if signal == Signal::Hup {
             self.configured = self.clock();
@@ -190,7 +211,7 @@ impl Engine {
         }
     }
 
-    fn exit_on(&mut self, signal: Signal) {
+    pub(super) fn exit_on(&mut self, signal: Signal) {
         if self.phase == Phase::Serving {
             self.close_tunnel();
         }
@@ -257,7 +278,7 @@ impl Engine {
             Timer::Returns(spec) => self.returns(spec),
             Timer::PauseOver => {
                 if self.phase == Phase::Pausing {
-                    self.initialise();
+                    self.begin_run();
                 }
             }
             Timer::Keepalive => {

@@ -11,16 +11,18 @@ mod env;
 mod lifecycle;
 mod misbehaviour;
 mod pool;
+mod questions;
 mod status;
 mod text;
 mod traffic;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Display;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use tokio::time::{Duration, Instant};
 
+use crate::client_mode::Remote;
 use crate::clock::UnixTime;
 use crate::daemon::Settings;
 use crate::history::History;
@@ -31,6 +33,7 @@ use crate::{ClientSpec, ControlError, Misbehaviour, Version};
 
 use clients::Client;
 use pool::Pool;
+use questions::{Login, Question};
 
 /// Lines kept by `state` and `echo`, as in OpenVPN.
 const STATE_LINES_KEPT: usize = 100;
@@ -59,9 +62,12 @@ type Clients = HashMap<u64, Client, BuildHasherDefault<DefaultHasher>>;
 pub(crate) enum Phase {
     /// Waits for `hold release`; the number is what `>HOLD:` says.
     Held { seconds: u64 },
+    /// Waits for the manager's answer to a question, as on the way from each other phase to
+    /// `Serving`.
+    Asking,
     /// In the pause of a restart.
     Pausing,
-    /// Serves clients.
+    /// Serves clients, or is connected as one.
     Serving,
 }
 
@@ -194,6 +200,21 @@ pub(crate) struct Engine {
     auth_retry: &'static str,
     env_filter: i32,
 
+    /// What is asked now, and then.
+    questions: VecDeque<Question>,
+    /// Whether confirmations and words have been asked for in this run.
+    confirmed: bool,
+    /// Whether the private key's password is known.
+    key_cached: bool,
+    /// Username and password, once entered.
+    entered: Option<(Vec<u8>, Vec<u8>)>,
+    login: Login,
+    /// Whether the last login failed.
+    retrying: bool,
+    remote_number: usize,
+    /// What the manager put in place of the remote.
+    modified: Option<Remote>,
+
     states: History,
     logs: History,
     echoes: History,
@@ -240,6 +261,14 @@ impl Engine {
             mute: 0,
             auth_retry: "none",
             env_filter: 0,
+            questions: VecDeque::new(),
+            confirmed: false,
+            key_cached: false,
+            entered: None,
+            login: Login::First,
+            retrying: false,
+            remote_number: 0,
+            modified: None,
             states: History::new(STATE_LINES_KEPT),
             logs: History::new(settings.log_cache),
             echoes: History::new(STATE_LINES_KEPT),
@@ -427,6 +456,9 @@ impl Engine {
         ));
         if let Phase::Held { seconds } = self.phase {
             self.ask_release(seconds);
+        }
+        if self.phase == Phase::Asking {
+            self.repeat_question();
         }
         self.begin_flow();
         if self.does(&Misbehaviour::SilentAfterGreeting)

@@ -5,7 +5,7 @@ use crate::lexer::atoi;
 use crate::{Misbehaviour, Version};
 
 use super::clients::{Client, Stage};
-use super::{Engine, text};
+use super::{Engine, Phase, text};
 
 /// What an invalid name ends with: no UTF-8 sequence starts or goes on like this.
 pub(super) const INVALID_SUFFIX: &[u8] = b"\xff\xfe";
@@ -15,6 +15,10 @@ type Lines = Vec<Vec<u8>>;
 
 impl Engine {
     pub(super) fn status_command(&mut self, arguments: &[&[u8]]) {
+        if self.settings.client.is_some() && self.phase == Phase::Serving {
+            self.statistics();
+            return;
+        }
         if !self.serves("status") {
             return;
         }
@@ -35,6 +39,21 @@ impl Engine {
             self.output.push(line);
             self.output.push(b"\r\n");
         }
+        self.say_end();
+    }
+
+    /// All that a client has to say, in whatever format it is asked.
+    fn statistics(&mut self) {
+        let now = self.clock();
+        let updated = self.time_text(now);
+        let (received, sent) = (self.bytes_received, self.bytes_sent);
+        self.say("OpenVPN STATISTICS");
+        self.say(format_args!("Updated,{updated}"));
+        self.say("TUN/TAP read bytes,0");
+        self.say("TUN/TAP write bytes,0");
+        self.say(format_args!("TCP/UDP read bytes,{received}"));
+        self.say(format_args!("TCP/UDP write bytes,{sent}"));
+        self.say("Auth read bytes,32");
         self.say_end();
     }
 

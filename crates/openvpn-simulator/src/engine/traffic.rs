@@ -23,6 +23,11 @@ impl Engine {
         Ok(())
     }
 
+    pub(crate) fn add_link_traffic(&mut self, received: u64, sent: u64) {
+        self.bytes_received = self.bytes_received.saturating_add(received);
+        self.bytes_sent = self.bytes_sent.saturating_add(sent);
+    }
+
     pub(super) fn count_traffic(&mut self, cid: u64, received: u64, sent: u64) {
         if let Some(client) = self.clients.get_mut(&cid) {
             client.bytes_received = client.bytes_received.saturating_add(received);
@@ -60,7 +65,9 @@ impl Engine {
         self.timers
             .retain(|_, timer| !matches!(timer, Timer::Bytecount));
         let interval = self.session.as_ref().map_or(0, |session| session.bytecount);
-        if interval > 0 && self.settings.version >= Version::V2_7 {
+        // A client counts its own, which is never quite silent: for it the timer will do.
+        let by_timer = self.settings.version >= Version::V2_7 || self.settings.client.is_some();
+        if interval > 0 && by_timer {
             self.set_timer(Duration::from_secs(interval), Timer::Bytecount);
         }
     }
@@ -71,6 +78,14 @@ impl Engine {
             .as_ref()
             .is_some_and(|session| session.bytecount > 0);
         if !counting {
+            return;
+        }
+        if self.settings.client.is_some() {
+            if self.phase == Phase::Serving {
+                let (received, sent) = (self.bytes_received, self.bytes_sent);
+                self.say(format_args!(">BYTECOUNT:{received},{sent}"));
+            }
+            self.begin_bytecounts();
             return;
         }
         let counts: Vec<(u64, u64, u64)> = self

@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use openvpn_simulator::{ClientSpec, Daemon, DaemonBuilder, Timing};
+use openvpn_simulator::{ClientMode, ClientSpec, Daemon, DaemonBuilder, Timing};
 use script::{Comparison, Manager, play};
 
 fn unix(name: &str) -> (tempfile::TempDir, DaemonBuilder) {
@@ -322,6 +322,74 @@ async fn signals_pipelined() {
         },
     )
     .await;
+}
+
+#[tokio::test]
+async fn private_key_password_interrupted() {
+    let (_directory, builder) = unix("60");
+    let daemon = builder.private_key_password("keypw").start().await.unwrap();
+    let transcript = include_str!("transcripts/60-server-private-key-password.txt");
+    play(&daemon, "60", transcript, Comparison::default(), no_steps).await;
+    daemon.wait_stopped().await;
+}
+
+#[tokio::test]
+async fn private_key_password() {
+    let (_directory, builder) = unix("61");
+    let daemon = builder
+        .network(Ipv4Addr::new(10, 93, 0, 0), 24)
+        .private_key_password("keypw")
+        .start()
+        .await
+        .unwrap();
+    let transcript = include_str!("transcripts/61-server-private-key-ok.txt");
+    let comparison = Comparison {
+        noise: &["this configuration may cache passwords", "net_route_v4"],
+        ..Comparison::default()
+    };
+    play(&daemon, "61", transcript, comparison, no_steps).await;
+    daemon.wait_stopped().await;
+}
+
+/// An OpenVPN client that is held, asks for credentials with a static challenge and for a
+/// remote, is set a dynamic challenge, and dies of a signal while it asks.
+#[tokio::test]
+async fn client_prompts() {
+    let (_directory, builder) = unix("63");
+    let client = ClientMode::new()
+        .remote("127.0.0.1", 21222, "udp4")
+        .remote("127.0.0.1", 21223, "udp4")
+        .query_remote()
+        .credentials("us er", "SCRV1:cHc=:MTIzNA==")
+        .static_challenge("1,Enter PIN, please")
+        .dynamic_challenge(
+            "R,E:state42:dXMgZXI=:Second factor",
+            "CRV1::state42::8675309",
+        );
+    let daemon = builder.client(client).hold().start().await.unwrap();
+    let transcript = include_str!("transcripts/63-client-prompts.txt");
+    play(&daemon, "63", transcript, Comparison::default(), no_steps).await;
+    daemon.wait_stopped().await;
+}
+
+/// What a connected OpenVPN client has and has not.
+#[tokio::test]
+async fn client_connected() {
+    let (_directory, builder) = unix("32");
+    let client = ClientMode::new().remote("127.0.0.1", 21196, "udp4");
+    let daemon = builder
+        .network(Ipv4Addr::new(10, 83, 0, 0), 24)
+        .network_ipv6("fd00:83::".parse::<Ipv6Addr>().unwrap())
+        .client(client)
+        .start()
+        .await
+        .unwrap();
+    let transcript = include_str!("transcripts/32-client-connected.txt");
+    let comparison = Comparison {
+        noise: &[">BYTECOUNT:", "ASSIGN_IP"],
+        ..Comparison::default()
+    };
+    play(&daemon, "32", transcript, comparison, no_steps).await;
 }
 
 /// A comparison that forgives too much would let every replay pass.

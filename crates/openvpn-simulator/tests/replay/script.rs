@@ -211,7 +211,7 @@ pub(crate) fn normalise(line: &str) -> String {
             .map_or(normal.len(), |year| start + year);
         normal.replace_range(start..end, "");
     }
-    for device in ["tun-a", "tun-c", "tun-s", "capt1", "capt6"] {
+    for device in ["tun-a", "tun-c", "tun-s", "tun-h", "capt1", "capt6"] {
         normal = normal.replace(device, "tun0");
     }
     normal
