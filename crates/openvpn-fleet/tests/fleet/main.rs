@@ -4,3 +4,4 @@ mod actions;
 mod events;
 mod lab;
 mod membership;
+mod versions;
