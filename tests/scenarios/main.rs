@@ -15,4 +15,5 @@ mod resume;
 mod shutdown;
 mod slow;
 mod standard;
+mod tools;
 mod view;

@@ -42,5 +42,6 @@ pub use config::{DialInConfig, DisconnectPolicy, HoldPolicy, SessionConfig, Timi
 pub use dial::{DIALS_PER_SECOND_MAX, DialPacer};
 pub use mailbox::{CONTROL_LANE_MAX, READ_LANE_MAX, REFRESH_WAITERS_MAX, SessionHandle};
 pub use observation::{Facts, Hint, Mode, Moment, Observation, Observer, Snapshot};
+pub use password::{PasswordError, read as read_password};
 pub use session::Session;
 pub use tap::{Heard, Interest, Listener, Reception, TAP_BYTES_MAX, Tap};

@@ -16,25 +16,52 @@ const GROUP_AND_OTHERS: u32 = 0o077;
 
 /// Why there is no password.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PasswordError {
+pub enum PasswordError {
+    /// There is no file.
     #[error("the daemon asks for a password and none is configured: set password_file")]
     NotConfigured,
+    /// The file cannot be read.
     #[error("the password file {} cannot be read: {error}", path.display())]
-    Unreadable { path: PathBuf, error: io::Error },
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Others than its owner have access to the file.
     #[error(
         "others may read the password file {path} (mode {mode:04o}): chmod 600 {path}",
         path = path.display()
     )]
-    TooOpen { path: PathBuf, mode: u32 },
+    TooOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// There is no password in it.
     #[error("the first line of the password file {} is empty", path.display())]
-    Empty { path: PathBuf },
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its first line is too long.
     #[error(
         "the first line of the password file {} is longer than {PASSWORD_BYTES_MAX} bytes",
         path.display()
     )]
-    TooLong { path: PathBuf },
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It has bytes that cannot be sent.
     #[error("the password in {} cannot be sent: {error}", path.display())]
-    NotSendable { path: PathBuf, error: EncodeError },
+    NotSendable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: EncodeError,
+    },
 }
 
 impl PasswordError {
@@ -47,7 +74,10 @@ impl PasswordError {
 }
 
 /// The first line of the file, without its line end. Blocks.
-pub(crate) fn read(path: &Path) -> Result<Secret, PasswordError> {
+///
+/// # Errors
+/// [`PasswordError`].
+pub fn read(path: &Path) -> Result<Secret, PasswordError> {
     let unreadable = |error| PasswordError::unreadable(path, error);
     let file = fs::File::open(path).map_err(unreadable)?;
     // Of the open file, so that what is checked is what is read.

@@ -1,6 +1,7 @@
 //! The gateway as a whole: built from a configuration, run, drained.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -15,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use crate::{
-    config::{Config, GrpcListener, Limits},
+    config::{Config, GrpcListener, InstanceConfig, Limits},
     convert,
     cursor::Cursors,
     discover::Discovery,
@@ -25,6 +26,7 @@ use crate::{
     listen::{Admission, BindError, GrpcService, Listener, Service, TlsError, load_tls},
     log::LogBroadcast,
     metrics::Metrics,
+    mux::MuxSockets,
     services::{self, Context, Streams},
     state_dir::{State, StateError},
 };
@@ -130,8 +132,9 @@ impl Gateway {
                 encode: |event| services::batch_element(&convert::event::event(event)),
             },
         });
-        let (mut discovery, specs) = scan(Discovery::new(instances, discover)).await;
-        fleet.set_instances(specs).await?;
+        let (mut discovery, found) = scan(Discovery::new(instances, discover)).await;
+        let mut mux = MuxSockets::new(fleet.clone());
+        set_instances(&fleet, &mut mux, found).await?;
 
         let context = Arc::new(Context {
             fleet: fleet.clone(),
@@ -181,22 +184,24 @@ impl Gateway {
                 .background
                 .spawn(listener.run(service, admission.clone(), stop));
         }
-        if !discovery.is_static() {
-            let (fleet, stop) = (fleet.clone(), gateway.stop_background.clone());
-            gateway.background.spawn(async move {
-                while stop
-                    .run_until_cancelled(discovery.changed())
-                    .await
-                    .is_some()
-                {
-                    let specs;
-                    (discovery, specs) = scan(discovery).await;
-                    if let Err(error) = fleet.set_instances(specs).await {
-                        tracing::error!(%error, "discovery gave a set with a clash");
-                    }
+        let (of_discovery, stop) = (fleet.clone(), gateway.stop_background.clone());
+        gateway.background.spawn(async move {
+            if discovery.is_static() {
+                stop.cancelled().await;
+            }
+            while stop
+                .run_until_cancelled(discovery.changed())
+                .await
+                .is_some()
+            {
+                let found;
+                (discovery, found) = scan(discovery).await;
+                if let Err(error) = set_instances(&of_discovery, &mut mux, found).await {
+                    tracing::error!(%error, "discovery gave a set with a clash");
                 }
-            });
-        }
+            }
+            mux.close().await;
+        });
         let stop = gateway.stop_background.clone();
         gateway.background.spawn(async move {
             while stop
@@ -297,15 +302,32 @@ fn has_running_actions(fleet: &Fleet) -> bool {
 }
 
 /// Scans where blocking is allowed.
-async fn scan(mut discovery: Discovery) -> (Discovery, Vec<openvpn_fleet::InstanceSpec>) {
+async fn scan(mut discovery: Discovery) -> (Discovery, Vec<InstanceConfig>) {
     let scanning = tokio::task::spawn_blocking(move || {
-        let specs = discovery.scan();
-        (discovery, specs)
+        let found = discovery.scan();
+        (discovery, found)
     });
     match scanning.await {
         Ok(scanned) => scanned,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
+}
+
+/// Makes these the instances, and lets their virtual sockets follow.
+async fn set_instances(
+    fleet: &Fleet,
+    mux: &mut MuxSockets,
+    found: Vec<InstanceConfig>,
+) -> Result<(), NameClash> {
+    let mut specs = Vec::with_capacity(found.len());
+    let mut sockets = BTreeMap::new();
+    for InstanceConfig { spec, mux, .. } in found {
+        sockets.insert(spec.name.clone(), mux);
+        specs.push(spec);
+    }
+    fleet.set_instances(specs).await?;
+    mux.set(sockets).await;
+    Ok(())
 }
 
 fn open(config: &GrpcListener) -> Result<Listener, StartError> {

@@ -20,6 +20,7 @@ mod idle;
 mod listen;
 mod log;
 mod metrics;
+mod mux;
 mod page;
 mod seal;
 mod services;
@@ -29,8 +30,8 @@ mod status;
 pub use caller::{Caller, Identity, ReadOnlyListener};
 pub use config::{
     Config, ConfigError, ConfigErrors, DEFAULT_SOCKET, DiscoverConfig, DiscoverSource,
-    GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, Place, SocketConfig,
-    TlsFiles,
+    GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, MuxAddress, MuxConfig,
+    Place, SocketConfig, TlsFiles,
 };
 pub use gateway::{Addresses, Failed, Gateway, StartError};
 pub use idle::IdleWatch;

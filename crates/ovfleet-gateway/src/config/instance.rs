@@ -12,6 +12,7 @@ use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, SessionConfig};
 use super::{
     address::AddressParts,
     error::{Mistakes, Place},
+    mux::{self, MuxConfig, MuxTemplate},
     reader::{Section, Value},
     template::{Template, Values},
 };
@@ -34,6 +35,8 @@ pub struct InstanceConfig {
     pub place: Place,
     /// Where `password_file` is written.
     pub password_place: Option<Place>,
+    /// Its virtual management sockets.
+    pub mux: Vec<MuxConfig>,
 }
 
 /// A string with placeholders that knows its place.
@@ -54,7 +57,11 @@ impl Templated {
         })
     }
 
-    fn error(&self, mistakes: &Mistakes, message: impl Into<String>) {
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(super) fn error(&self, mistakes: &Mistakes, message: impl Into<String>) {
         mistakes.add(&self.place, &self.key, message);
     }
 
@@ -63,7 +70,7 @@ impl Templated {
     }
 
     /// The text; a placeholder without a value is a mistake.
-    fn require(&self, values: &Values<'_>, mistakes: &Mistakes) -> Option<String> {
+    pub(super) fn require(&self, values: &Values<'_>, mistakes: &Mistakes) -> Option<String> {
         self.template
             .expand(values)
             .map_err(|placeholder| {
@@ -86,6 +93,7 @@ pub(super) struct Settings {
     status_interval: Option<Duration>,
     clients_max: Option<usize>,
     unresponsive_reconnect: Option<Duration>,
+    mux: Option<Vec<MuxTemplate>>,
 }
 
 impl Settings {
@@ -127,6 +135,7 @@ impl Settings {
             unresponsive_reconnect: section
                 .take("unresponsive_reconnect")
                 .and_then(|value| value.duration(30 * SECOND..=DAY)),
+            mux: section.take("mux").map(|value| mux::read(&value)),
         }
     }
 
@@ -144,6 +153,7 @@ impl Settings {
             status_interval: self.status_interval.or(below.status_interval),
             clients_max: self.clients_max.or(below.clients_max),
             unresponsive_reconnect: self.unresponsive_reconnect.or(below.unresponsive_reconnect),
+            mux: self.mux.or_else(|| below.mux.clone()),
         }
     }
 
@@ -283,6 +293,10 @@ impl Blueprint {
             }
             None => None,
         };
+        let sockets = self.settings.mux.iter().flatten();
+        let mux = sockets
+            .map(|socket| socket.build(&values, mistakes))
+            .collect::<Option<Vec<_>>>()?;
         let (name, session) = (name?, self.settings.session(address?, password_file));
         let name = InstanceName::new(&name)
             .map_err(|error| {
@@ -311,6 +325,7 @@ impl Blueprint {
             spec,
             place,
             password_place,
+            mux,
         })
     }
 }

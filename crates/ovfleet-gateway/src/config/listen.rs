@@ -10,7 +10,7 @@ use super::reader::{Section, Value};
 /// The Unix socket of a gateway that runs as root and names no listener.
 pub const DEFAULT_SOCKET: &str = "/run/ovfleet/ovfleet.sock";
 /// Mode of a Unix socket: its owner and its group may command the fleet.
-const SOCKET_MODE: u32 = 0o660;
+pub(super) const SOCKET_MODE: u32 = 0o660;
 
 /// Where the gateway answers.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -262,7 +262,7 @@ impl Address {
     }
 }
 
-fn parse_tcp(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn parse_tcp(text: &str) -> Result<SocketAddr, String> {
     let address = text.strip_prefix("tcp:").unwrap_or(text);
     if let Some(port) = address.strip_prefix("localhost:")
         && let Ok(port) = port.parse()
@@ -274,7 +274,7 @@ fn parse_tcp(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-fn parse_mode(text: &str) -> Result<u32, String> {
+pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     match u32::from_str_radix(digits, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),

@@ -10,6 +10,7 @@ mod error;
 mod instance;
 mod limits;
 mod listen;
+mod mux;
 mod reader;
 mod template;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use error::{ConfigError, ConfigErrors, Place};
 pub use instance::InstanceConfig;
 pub use limits::{JournalLimits, Limits};
 pub use listen::{DEFAULT_SOCKET, GrpcListener, ListenConfig, SocketConfig, TlsFiles};
+pub use mux::{MuxAddress, MuxConfig};
 
 use error::Mistakes;
 use instance::{Blueprint, Settings};
@@ -122,6 +124,16 @@ impl Config {
 
     fn find_problems(&self, mistakes: &Mistakes) {
         for instance in &self.instances {
+            for file in instance
+                .mux
+                .iter()
+                .filter_map(|socket| socket.password_file.as_ref())
+            {
+                if let Err(message) = check_secret_file(file) {
+                    let message = format!("instance {}: {message}", instance.spec.name);
+                    mistakes.add(&instance.place, "mux.password_file", message);
+                }
+            }
             let Some(file) = &instance.spec.session.password_file else {
                 continue;
             };
@@ -357,6 +369,16 @@ fn find_clashes(instances: &[InstanceConfig], mistakes: &Mistakes) {
         {
             let message = format!("{address} is the address of instance {name} too, at {place}");
             mistakes.add(&instance.place, "instance.address", message);
+        }
+    }
+    for instance in instances {
+        for socket in &instance.mux {
+            let address = socket.address.shown();
+            let holder = (&instance.spec.name, &instance.place);
+            if let Some((name, place)) = addresses.insert(address.clone(), holder) {
+                let message = format!("{address} is an address of instance {name} too, at {place}");
+                mistakes.add(&instance.place, "instance.mux", message);
+            }
         }
     }
 }

@@ -284,7 +284,7 @@ hold = "maybe"
 password_file = "{nmae}"
 [[instance]]
 name = "c"
-mux = []
+mxu = []
 "#;
     assert_eq!(
         errors(text),
@@ -298,7 +298,7 @@ main.toml:12: instance.address: "/run/b" does not begin with unix: or tcp:
 main.toml:13: instance.hold: `maybe` is neither "release" nor "keep"
 main.toml:14: instance.password_file: unknown placeholder `{nmae}`: known are {name}, {host}, {stem}, {port} and {label.x}
 main.toml:15: instance.address: this key is required
-main.toml:17: instance.mux: unknown key; known here: address, bytecount, clients_max, disconnect, hold, labels, log, name, password_file, status_interval, unresponsive_reconnect"#
+main.toml:17: instance.mxu: unknown key; known here: address, bytecount, clients_max, disconnect, hold, labels, log, mux, name, password_file, status_interval, unresponsive_reconnect"#
     );
 }
 
@@ -332,7 +332,7 @@ fn mistakes_are_explained() {
         ),
         (
             "[defaults]\nname = \"x\"",
-            "main.toml:2: defaults.name: unknown key; known here: bytecount, clients_max, disconnect, hold, labels, log, password_file, status_interval, unresponsive_reconnect",
+            "main.toml:2: defaults.name: unknown key; known here: bytecount, clients_max, disconnect, hold, labels, log, mux, password_file, status_interval, unresponsive_reconnect",
         ),
         (
             "[listen]\ngrpc = []",

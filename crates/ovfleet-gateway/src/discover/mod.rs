@@ -22,7 +22,6 @@ use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode},
 };
-use openvpn_fleet::InstanceSpec;
 use openvpn_session::Address;
 use tokio::sync::Notify;
 
@@ -129,7 +128,7 @@ impl Discovery {
 
     /// Looks at every source and gives all instances there are. Reads files: not
     /// for the threads that serve callers.
-    pub(crate) fn scan(&mut self) -> Vec<InstanceSpec> {
+    pub(crate) fn scan(&mut self) -> Vec<InstanceConfig> {
         // Watched before it is read: what appears between is then seen twice, not never.
         self.watch_directories();
         let mut complaints = BTreeSet::new();
@@ -184,14 +183,14 @@ impl Discovery {
 /// The first of every name and address; the others are complained about.
 #[derive(Default)]
 struct Chosen {
-    instances: Vec<InstanceSpec>,
+    instances: Vec<InstanceConfig>,
     names: BTreeMap<String, Place>,
     addresses: BTreeMap<String, Place>,
 }
 
 impl Chosen {
     fn add(&mut self, instance: InstanceConfig, complaints: &mut BTreeSet<String>) {
-        let InstanceConfig { spec, place, .. } = instance;
+        let InstanceConfig { spec, place, .. } = &instance;
         let (name, address) = (spec.name.to_string(), spec.session.address.to_string());
         if let Some(first) = self.addresses.get(&address) {
             // The same socket in two sources is one instance, that of the first.
@@ -205,8 +204,8 @@ impl Chosen {
             return;
         }
         self.names.insert(name, place.clone());
-        self.addresses.insert(address, place);
-        self.instances.push(spec);
+        self.addresses.insert(address, place.clone());
+        self.instances.push(instance);
     }
 }
 

@@ -24,8 +24,8 @@ fn discovery(directory: &TempDir, text: &str) -> Discovery {
     Discovery::new(config.instances, config.discover)
 }
 
-fn names(specs: &[InstanceSpec]) -> Vec<&str> {
-    specs.iter().map(|spec| spec.name.as_str()).collect()
+fn names(specs: &[InstanceConfig]) -> Vec<&str> {
+    specs.iter().map(|found| found.spec.name.as_str()).collect()
 }
 
 fn bind(directory: &TempDir, name: &str) -> UnixListener {
@@ -33,7 +33,7 @@ fn bind(directory: &TempDir, name: &str) -> UnixListener {
 }
 
 /// Scans until `wanted` are the names; fails when that takes too long.
-async fn wait_for(discovery: &mut Discovery, wanted: &[&str]) -> Vec<InstanceSpec> {
+async fn wait_for(discovery: &mut Discovery, wanted: &[&str]) -> Vec<InstanceConfig> {
     let waiting = async {
         loop {
             discovery.changed().await;
@@ -65,7 +65,7 @@ async fn a_new_socket_is_found_within_a_second() {
     );
     let _second = bind(&directory, "eu2.sock");
     let specs = wait_for(&mut discovery, &["eu1", "eu2"]).await;
-    assert_eq!(specs[1].labels.get("a"), Some("eu2"));
+    assert_eq!(specs[1].spec.labels.get("a"), Some("eu2"));
 }
 
 /// The directory of a daemon that never ran yet does not exist: it must be found all the same.
@@ -119,7 +119,7 @@ async fn a_list_is_followed_and_survives_a_mistake() {
     // Two targets have no rack, so that their label has no value.
     assert_eq!(names(&specs), ["10.0.0.1", "vpn.example"]);
     assert_eq!(
-        specs[0].labels.iter().collect::<Vec<_>>(),
+        specs[0].spec.labels.iter().collect::<Vec<_>>(),
         [("rack", "7"), ("site", "ams")]
     );
     assert!(
@@ -170,6 +170,6 @@ fn a_clash_with_the_file_names_both() {
     assert!(
         specs
             .iter()
-            .all(|spec| InstanceName::new(spec.name.as_str()).is_ok())
+            .all(|spec| InstanceName::new(spec.spec.name.as_str()).is_ok())
     );
 }

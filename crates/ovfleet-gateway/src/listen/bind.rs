@@ -54,8 +54,8 @@ pub enum BindError {
 
 /// A Unix socket that removes its file when it is dropped.
 #[derive(Debug)]
-pub(super) struct UnixSocket {
-    pub(super) listener: UnixListener,
+pub(crate) struct UnixSocket {
+    pub(crate) listener: UnixListener,
     _file: SocketFile,
 }
 
@@ -77,7 +77,7 @@ impl Drop for SocketFile {
     }
 }
 
-pub(super) fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
+pub(crate) fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
     let bind = || {
         let socket = if address.is_ipv4() {
             TcpSocket::new_v4()
@@ -93,7 +93,7 @@ pub(super) fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
 }
 
 /// Opens a Unix socket. Nobody can connect before its mode and owner are set.
-pub(super) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> {
+pub(crate) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> {
     let path = &config.path;
     let address = format!("unix:{}", path.display());
     let owner = config

@@ -12,6 +12,7 @@ mod tls;
 
 pub(crate) use accept::{Admission, Listener, Service};
 pub use bind::BindError;
+pub(crate) use bind::{UnixSocket, bind_tcp, bind_unix};
 pub(crate) use serve::GrpcService;
 pub use tls::TlsError;
 pub(crate) use tls::load as load_tls;
