@@ -25,6 +25,7 @@ mod label;
 mod name;
 mod observer;
 mod question;
+mod redact;
 mod requests;
 mod route;
 mod selector;
@@ -64,6 +65,7 @@ pub use name::{
 };
 pub use openvpn_session::{Condition, Mode};
 pub use question::{Answer, Challenge, ChallengeText, OpenQuestion, Question, remote_skip};
+pub use redact::redact_log;
 pub use requests::{ACTION_AGE_MAX, ACTION_RESULTS_MAX, ACTIONS_MAX};
 pub use route::{Orphan, Route};
 pub use selector::{InstancePath, SELECTOR_NAMES_MAX, Selector};

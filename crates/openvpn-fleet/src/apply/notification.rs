@@ -11,6 +11,7 @@ use super::{Fold, Told};
 use crate::client::{Client, ClientTexts, PeerInfo};
 use crate::event::{Detail, DisconnectCause, EventClass, GenerationCause};
 use crate::question::{PendingChallenge, Question};
+use crate::redact::redact_log;
 use crate::table::RemovedReason;
 
 /// How long after a signal of ours a client that goes is taken to go because of it.
@@ -132,7 +133,7 @@ impl Fold<'_> {
         self.emit_text_at(
             Detail::Log {
                 flags: record.flags,
-                text: record.text,
+                text: redact_log(record.text),
             },
             record.time,
         );

@@ -2,7 +2,9 @@
 
 use std::num::NonZeroU32;
 
-use openvpn_fleet::{Answer, Challenge, ChallengeText, OpenQuestion, Question, remote_skip};
+use openvpn_fleet::{
+    Answer, Challenge, ChallengeText, OpenQuestion, Question, redact_log, remote_skip,
+};
 use openvpn_management::{
     AuthRetry, EchoRecord, HistoryDepth, HistoryRequest, HoldRequest, LogRecord, NeedOkAnswer,
     Pkcs11Entry, ProxyAnswer, RawReply, RemoteAnswer, RemoteEntry, Secret, StateRecord, Text,
@@ -13,9 +15,6 @@ use tonic::Status;
 
 use super::{daemon_timestamp, lossy, text, timestamp};
 use crate::status;
-
-/// Commands whose arguments a daemon writes into its log although they may be secrets.
-const SECRET_COMMANDS: [&[u8]; 4] = [b"cr-response", b"needstr", b"password", b"username"];
 
 /// A question as callers see it.
 pub(crate) fn question(asked: &OpenQuestion) -> v1::OpenQuestion {
@@ -240,7 +239,7 @@ pub(crate) fn auth_retry(mode: i32) -> Result<AuthRetry, Status> {
 pub(crate) fn log_line(record: LogRecord) -> v1::HistoryLine {
     let LogRecord { time, flags, text } = record;
     let flags = flags.to_string();
-    history_line(time, flags, &without_secrets(text))
+    history_line(time, flags, &redact_log(text))
 }
 
 /// An echo.
@@ -257,18 +256,6 @@ fn history_line(time: Option<i64>, flags: String, line: &Text) -> v1::HistoryLin
         text,
         text_raw,
     }
-}
-
-fn without_secrets(line: Text) -> Text {
-    let Some(command) = line.as_bytes().strip_prefix(b"MANAGEMENT: CMD '") else {
-        return line;
-    };
-    let word = SECRET_COMMANDS
-        .iter()
-        .find(|word| command.starts_with(word));
-    word.map_or(line.clone(), |word| {
-        Text::from(format!("MANAGEMENT: CMD '{} [...]'", lossy(word)))
-    })
 }
 
 /// A state.
@@ -337,7 +324,7 @@ pub(crate) fn raw_lines(reply: &RawReply) -> Vec<v1::TextLine> {
         // `log N` gives rows `time,flags,text`.
         Some(text) => {
             let head = &line[..line.len() - text.len()];
-            let text = without_secrets(Text::copy_from(text));
+            let text = redact_log(Text::copy_from(text));
             text_line(&[head, text.as_bytes()].concat())
         }
         None => text_line(line),
