@@ -9,6 +9,7 @@ mod faults;
 mod kill;
 mod lab;
 mod outage;
+mod questions;
 mod refusals;
 mod restart;
 mod resume;

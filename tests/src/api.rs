@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 use ovfleet_proto::v1::{
     self, Bookmark, ClientFilter, ClientRef, Condition, Drain, Event, Gap, InstanceSelector,
     control_service_client::ControlServiceClient, event_service_client::EventServiceClient,
-    fleet_service_client::FleetServiceClient, stream_events_request::Start,
-    stream_events_response::Frame,
+    fleet_service_client::FleetServiceClient, instance_service_client::InstanceServiceClient,
+    stream_events_request::Start, stream_events_response::Frame,
 };
 use tokio::{sync::watch, task::JoinSet};
 use tonic::{Request, Status, Streaming, transport::Channel};
@@ -33,6 +33,8 @@ pub struct Api {
     pub events: EventServiceClient<Channel>,
     /// What can be done to it.
     pub control: ControlServiceClient<Channel>,
+    /// What is said to one instance.
+    pub instance: InstanceServiceClient<Channel>,
 }
 
 /// One thing a stream of events said.
@@ -90,7 +92,8 @@ impl Api {
         Self {
             fleet: FleetServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
-            control: ControlServiceClient::new(channel),
+            control: ControlServiceClient::new(channel.clone()),
+            instance: InstanceServiceClient::new(channel),
         }
     }
 

@@ -6,6 +6,7 @@ use std::{
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    process::ExitStatus,
     time::{Duration, SystemTime},
 };
 
@@ -54,6 +55,10 @@ pub struct ServerBuilder {
     password: Option<String>,
     keepalive: (u32, u32),
     hold: bool,
+    /// What its private key is encrypted with.
+    key_password: Option<String>,
+    /// Where it dials in, if it does not listen.
+    dial_in: Option<PathBuf>,
     options: Vec<String>,
 }
 
@@ -119,6 +124,20 @@ impl ServerBuilder {
         self
     }
 
+    /// `--management-client`: it dials in at the Unix socket `path`, and ends with that session.
+    #[must_use]
+    pub fn dial_in(mut self, path: &Path) -> Self {
+        self.dial_in = Some(path.to_owned());
+        self
+    }
+
+    /// Its private key needs this password, which it asks its manager for.
+    #[must_use]
+    pub fn key_password(mut self, password: &str) -> Self {
+        self.key_password = Some(password.to_owned());
+        self.option("management-query-passwords")
+    }
+
     /// `--duplicate-cn`: a second client of a name does not replace the first.
     #[must_use]
     pub fn duplicate_cn(self) -> Self {
@@ -176,6 +195,10 @@ impl ServerBuilder {
     fn config(&self, claim: &Claim, directory: &Path) -> Result<String> {
         let authority = Authority::get()?;
         let leaf = authority.server()?;
+        let key = match &self.key_password {
+            Some(password) => encrypt_key(&leaf.key, password)?,
+            None => leaf.key,
+        };
         let directory = directory.display();
         let proto = match self.proto {
             Proto::Udp => "udp4",
@@ -199,15 +222,19 @@ impl ServerBuilder {
             port = claim.vpn_port(),
             network = claim.network(),
         );
-        let listen = match self.management {
-            Management::Unix => format!("{directory}/management.sock unix"),
-            Management::Tcp => format!("127.0.0.1 {}", claim.management_port()),
+        let listen = match (&self.dial_in, self.management) {
+            (Some(path), _) => format!("{} unix", path.display()),
+            (None, Management::Unix) => format!("{directory}/management.sock unix"),
+            (None, Management::Tcp) => format!("127.0.0.1 {}", claim.management_port()),
         };
         let password = match self.password {
             Some(_) => format!(" {directory}/management.pw"),
             None => String::new(),
         };
         writeln!(config, "management {listen}{password}")?;
+        if self.dial_in.is_some() {
+            writeln!(config, "management-client")?;
+        }
         if self.hold {
             writeln!(config, "management-hold")?;
         }
@@ -219,7 +246,7 @@ impl ServerBuilder {
             "<ca>\n{}</ca>\n<cert>\n{}</cert>\n<key>\n{}</key>\n",
             authority.certificate(),
             leaf.certificate,
-            leaf.key,
+            key,
         )?;
         Ok(config)
     }
@@ -236,6 +263,8 @@ impl Server {
             password: None,
             keepalive: (2, 20),
             hold: false,
+            key_password: None,
+            dial_in: None,
             options: Vec::new(),
         }
     }
@@ -300,6 +329,14 @@ impl Server {
     /// It has ended.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// It did not within `timeout`.
+    pub async fn wait_ended(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        self.process.wait(timeout).await
     }
 
     /// Ends it at once, as a crash would: no word to its clients or its manager.
@@ -447,6 +484,25 @@ fn config_path(directory: &TempDir) -> PathBuf {
 
 fn log_path(directory: &TempDir) -> PathBuf {
     directory.path().join("log")
+}
+
+/// The same key, for which OpenSSL wants a password.
+fn encrypt_key(key: &str, password: &str) -> Result<String> {
+    let openssl = find_program("openssl", "install OpenSSL, `apt-get install openssl`")?;
+    let mut child = mortal(openssl)
+        .args(["pkcs8", "-topk8", "-v2", "aes-256-cbc", "-passout"])
+        .arg(format!("pass:{password}"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    child
+        .stdin
+        .take()
+        .context("no standard input")?
+        .write_all(key.as_bytes())?;
+    let output = child.wait_with_output()?;
+    anyhow::ensure!(output.status.success(), "openssl pkcs8 failed");
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 fn is_listening_line(text: &[u8]) -> bool {

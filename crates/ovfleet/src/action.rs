@@ -94,7 +94,7 @@ pub(crate) async fn carry_out<R>(
 }
 
 /// The call may have had its effect although it failed.
-fn is_fate_unknown(status: &Status) -> bool {
+pub(crate) fn is_fate_unknown(status: &Status) -> bool {
     is_transport(status)
         || is_timeout(status)
         || matches!(status.code(), Code::Unavailable | Code::Cancelled)

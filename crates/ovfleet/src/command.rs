@@ -3,8 +3,10 @@
 pub(crate) mod actions;
 pub(crate) mod clients;
 pub(crate) mod events;
+pub(crate) mod instance;
 pub(crate) mod instances;
 pub(crate) mod kill;
+pub(crate) mod question;
 pub(crate) mod routes;
 pub(crate) mod signal;
 pub(crate) mod summary;

@@ -10,7 +10,7 @@ use std::{
 
 use ovfleet_proto::v1::{
     control_service_client::ControlServiceClient, event_service_client::EventServiceClient,
-    fleet_service_client::FleetServiceClient,
+    fleet_service_client::FleetServiceClient, instance_service_client::InstanceServiceClient,
 };
 use tonic::{
     Request, Status,
@@ -144,6 +144,11 @@ impl Gateway {
 
     pub(crate) fn control(&self) -> ControlServiceClient<Channel> {
         ControlServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn instances(&self) -> InstanceServiceClient<Channel> {
+        InstanceServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// A request with the deadline of a call that answers once.

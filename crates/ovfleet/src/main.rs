@@ -18,6 +18,7 @@ mod selection;
 mod serve;
 mod start;
 mod table;
+mod terminal;
 mod text;
 mod value;
 
@@ -25,7 +26,10 @@ use std::process::ExitCode;
 
 use crate::{
     args::{CallerArgs, Cli, Command},
-    command::{actions, clients, events, instances, kill, routes, signal, summary, watch},
+    command::{
+        actions, clients, events, instance, instances, kill, question, routes, signal, summary,
+        watch,
+    },
     failure::{Outcome, conclude},
     gateway::Gateway,
     output::Output,
@@ -68,6 +72,22 @@ async fn call(caller: CallerArgs, command: Command) -> Outcome {
             signal::run(&connect().await?, args, output).await
         }
         Command::Actions(args) => actions::run(&connect().await?, args, output).await,
+        Command::Exec(args) => instance::exec(&connect().await?, args, output).await,
+        Command::Hold(args) => instance::hold(&connect().await?, args, output).await,
+        Command::Verb(args) => instance::verb(&connect().await?, args, output).await,
+        Command::Mute(args) => instance::mute(&connect().await?, args, output).await,
+        Command::Log(args) => instance::log(&connect().await?, args, output).await,
+        Command::State(args) => instance::state(&connect().await?, args, output).await,
+        Command::Echo(args) => instance::echo(&connect().await?, args, output).await,
+        Command::LoadStats(args) => instance::load_stats(&connect().await?, args, output).await,
+        Command::Version(args) => instance::version(&connect().await?, args, output).await,
+        Command::Pid(args) => instance::pid(&connect().await?, args, output).await,
+        Command::ForgetPasswords(args) => {
+            instance::forget_passwords(&connect().await?, args, output).await
+        }
+        Command::Questions(args) => question::questions(&connect().await?, args, output).await,
+        Command::Answer(args) => question::answer(&connect().await?, args, output).await,
+        Command::PushUpdate(args) => instance::push_update(&connect().await?, args, output).await,
         Command::Serve(_)
         | Command::CheckConfig(_)
         | Command::Completions { .. }
