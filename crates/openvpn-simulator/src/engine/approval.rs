@@ -54,7 +54,7 @@ impl Engine {
         let stage = self
             .clients
             .get(&cid)
-            .filter(|client| client.announced == Some(kid))
+            .filter(|client| client.has_key(kid))
             .map(|client| client.stage);
         let Some(stage) = stage else {
             self.say("ERROR: client-auth command failed");
@@ -109,10 +109,7 @@ impl Engine {
         if !self.serves("client-deny") {
             return;
         }
-        let waiting = self
-            .clients
-            .get(&cid)
-            .filter(|client| client.announced == Some(kid));
+        let waiting = self.clients.get(&cid).filter(|client| client.has_key(kid));
         let Some(client) = waiting else {
             self.say("ERROR: client-deny command failed");
             return;
@@ -173,8 +170,8 @@ impl Engine {
     /// Tells a client to wait for its approval; `kid` is the key meant, any if there is none.
     fn defer(&mut self, cid: u64, kid: Option<u64>, extra: &[u8]) {
         let waits = self.clients.get(&cid).is_some_and(|client| match kid {
-            Some(kid) => client.announced == Some(kid),
-            None => client.announced.is_some(),
+            Some(kid) => client.has_key(kid),
+            None => client.stage != Stage::HalfOpen,
         });
         if waits && extra.len() < 1000 {
             self.say("SUCCESS: client-pending-auth command succeeded");

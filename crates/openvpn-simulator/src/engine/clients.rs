@@ -48,6 +48,8 @@ pub(super) struct Client {
     pub(super) bytes_sent: u64,
     /// Key ID of the `CONNECT` the manager heard; with it goes a `DISCONNECT` at the end.
     pub(super) announced: Option<u64>,
+    /// Key ID that commands about it must name, announced or not.
+    pub(super) kid: u64,
     /// Whether it has negotiated another key since.
     pub(super) reauthenticated: bool,
     /// Whether a delayed exit is running.
@@ -74,6 +76,11 @@ impl Client {
             Stage::HalfOpen => b"UNDEF",
             Stage::AwaitingApproval | Stage::Established => &self.spec.common_name,
         }
+    }
+
+    /// Whether a command may speak of this key.
+    pub(super) fn has_key(&self, kid: u64) -> bool {
+        self.stage != Stage::HalfOpen && self.kid == kid
     }
 
     /// What log lines about it begin with, once its name is known.
@@ -193,6 +200,7 @@ impl Engine {
             bytes_received: 0,
             bytes_sent: 0,
             announced: None,
+            kid: self.settings.version.first_kid(),
             reauthenticated: false,
             leaving: false,
             reported: None,
@@ -238,9 +246,8 @@ impl Engine {
         self.log("I", line);
 
         if self.settings.client_auth {
-            let first = self.settings.version.first_kid();
             if let Some(client) = self.clients.get_mut(&cid) {
-                client.announced = Some(first);
+                client.announced = Some(client.kid);
             }
             self.say_block(cid, Occasion::Connect);
             let window = self.settings.timing.hand_window;
@@ -421,6 +428,7 @@ impl Engine {
             kid if kid == first => kid + 2,
             kid => kid + 1,
         };
+        client.kid = kid;
         client.announced = Some(kid);
         client.reauthenticated = true;
         self.say_block(cid, Occasion::Reauth);

@@ -97,7 +97,11 @@ enum Stream {
 
 impl Manager {
     pub(crate) async fn connect(daemon: &Daemon) -> Self {
-        let stream = match daemon.address() {
+        Self::connect_to(daemon.address()).await
+    }
+
+    pub(crate) async fn connect_to(address: &Address) -> Self {
+        let stream = match address {
             Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await.unwrap()),
             Address::Tcp(address) => Stream::Tcp(TcpStream::connect(address).await.unwrap()),
         };
@@ -233,7 +237,7 @@ fn find_pattern(text: &str, pattern: &str) -> Option<usize> {
 }
 
 /// Sorts table rows that follow each other: their order is that of a hash table.
-fn sort_rows(lines: &mut [String]) {
+pub(crate) fn sort_rows(lines: &mut [String]) {
     for rows in lines.split_mut(|line| !is_row(line)) {
         rows.sort_unstable();
     }
