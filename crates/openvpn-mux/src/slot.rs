@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use openvpn_fleet::Instance;
-use openvpn_management::Command;
+use openvpn_management::{Command, Text};
 use openvpn_session::{Answer, Call, CallError, CallerId, Condition, Lane, Listener, NotSent};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
@@ -170,9 +170,20 @@ impl Place {
         }
     }
 
-    /// Changes the daemon.
+    /// Changes the daemon, and leaves a trace of it.
     pub(crate) async fn change(&self, command: Command) -> Outcome {
-        self.slot.call(self.tool, &command, Lane::Control).await
+        let outcome = self.slot.call(self.tool, &command, Lane::Control).await;
+        // The name alone: arguments may be secrets.
+        let name = match &command {
+            Command::Raw(raw) => raw.parameters().next().map(Text::copy_from),
+            typed => Some(Text::from(typed.name())),
+        };
+        let command = name.unwrap_or_default();
+        match &outcome {
+            Ok(_) => tracing::info!(%command, "a tool's command was answered"),
+            Err(error) => tracing::info!(%command, %error, "a tool's command was not carried out"),
+        }
+        outcome
     }
 
     /// Claims the right to decide who is let in, until the tool leaves; `false` if another has it.
