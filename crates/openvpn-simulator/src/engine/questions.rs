@@ -82,6 +82,8 @@ impl Engine {
         if ask && self.retrying {
             questions.push(blank);
         }
+        // What the manager put in place of a remote holds for one attempt.
+        self.modified = None;
         self.questions = questions.into();
         self.confirmed = true;
         self.ask_next();
