@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// Longest path a Unix socket can have: `sun_path` is 108 bytes with its NUL.
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
-/// Where a daemon's management socket is: `unix:/path` or `tcp:host:port`; or, for one with `--management-client`, where
+/// Where a daemon's management socket is: `unix:/path`, `tcp:host:port` or `tls:host:port`; or, for one with `--management-client`, where
 /// it finds ours: `listen-unix:/path` or `listen-tcp:ip:port`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
@@ -16,6 +16,13 @@ pub enum Address {
     Unix(PathBuf),
     /// A TCP port.
     Tcp {
+        /// Name or IP address; an IPv6 address without its brackets.
+        host: String,
+        /// The port, never 0.
+        port: u16,
+    },
+    /// A TCP port behind which TLS leads to the management port.
+    Tls {
         /// Name or IP address; an IPv6 address without its brackets.
         host: String,
         /// The port, never 0.
@@ -33,7 +40,7 @@ impl Address {
     pub fn is_dial_in(&self) -> bool {
         match self {
             Self::ListenUnix(_) | Self::ListenTcp(_) => true,
-            Self::Unix(_) | Self::Tcp { .. } => false,
+            Self::Unix(_) | Self::Tcp { .. } | Self::Tls { .. } => false,
         }
     }
 
@@ -43,7 +50,7 @@ impl Address {
         match self {
             Self::Unix(_) | Self::ListenUnix(_) => true,
             Self::ListenTcp(address) => address.ip().is_loopback(),
-            Self::Tcp { host, .. } => {
+            Self::Tcp { host, .. } | Self::Tls { host, .. } => {
                 host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
             }
         }
@@ -54,16 +61,10 @@ impl Address {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// What stands in front is no kind of address.
-    #[error("{text:?} does not begin with unix:, tcp:, listen-unix: or listen-tcp:")]
+    #[error("{text:?} does not begin with unix:, tcp:, tls:, listen-unix: or listen-tcp:")]
     Scheme {
         /// The whole text.
         text: String,
-    },
-    /// A kind of address this version knows of but cannot use.
-    #[error("addresses of the kind {scheme}: are not supported yet; use unix: or tcp:")]
-    NotSupportedYet {
-        /// What stands before the colon.
-        scheme: &'static str,
     },
     /// The path is not absolute.
     #[error("{path:?} is not an absolute path, as in unix:/run/openvpn/server.sock")]
@@ -99,9 +100,6 @@ pub enum AddressError {
     },
 }
 
-/// Kinds of address that exist but that no code serves yet.
-const SCHEMES_TO_COME: [&str; 1] = ["tls"];
-
 impl FromStr for Address {
     type Err = AddressError;
 
@@ -113,14 +111,10 @@ impl FromStr for Address {
         match scheme {
             "unix" => parse_path(rest).map(Self::Unix),
             "tcp" => parse_host(rest).map(|(host, port)| Self::Tcp { host, port }),
+            "tls" => parse_host(rest).map(|(host, port)| Self::Tls { host, port }),
             "listen-unix" => parse_path(rest).map(Self::ListenUnix),
             "listen-tcp" => parse_listen_tcp(rest),
-            _ => Err(SCHEMES_TO_COME
-                .into_iter()
-                .find(|known| *known == scheme)
-                .map_or_else(scheme_error, |scheme| AddressError::NotSupportedYet {
-                    scheme,
-                })),
+            _ => Err(scheme_error()),
         }
     }
 }
@@ -186,6 +180,8 @@ impl fmt::Display for Address {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+            Self::Tls { host, port } if host.contains(':') => write!(f, "tls:[{host}]:{port}"),
+            Self::Tls { host, port } => write!(f, "tls:{host}:{port}"),
             Self::ListenUnix(path) => write!(f, "listen-unix:{}", path.display()),
             Self::ListenTcp(address) => write!(f, "listen-tcp:{address}"),
         }
@@ -205,6 +201,8 @@ mod tests {
             "tcp:127.0.0.1:7505",
             "tcp:vpn-1.example:1",
             "tcp:[::1]:65535",
+            "tls:vpn-1.example:7505",
+            "tls:[::1]:7505",
             "listen-unix:/run/ovfleet/eu1.sock",
             "listen-tcp:127.0.0.1:7505",
             "listen-tcp:[::1]:7505",
@@ -220,7 +218,7 @@ mod tests {
         for (text, expected) in [
             ("/run/x.sock", "does not begin with"),
             ("udp:1.2.3.4:5", "does not begin with"),
-            ("tls:host:7505", "not supported yet"),
+            ("tls:host", "no port"),
             ("listen-unix:x", "not an absolute path"),
             ("listen-tcp:localhost:7505", "no IP address"),
             ("listen-tcp:127.0.0.1:0", "no port"),

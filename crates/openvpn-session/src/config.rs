@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::address::Address;
+use crate::tls::Pin;
 
 /// How one session behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct SessionConfig {
     pub hold: HoldPolicy,
     /// What the daemon does when we leave; always [`Destructive`](DisconnectPolicy::Destructive) for one that dials in.
     pub disconnect: DisconnectPolicy,
+    /// TLS to a `tls:` address; of no effect for other addresses.
+    pub tls: TlsConfig,
     /// The socket on which the daemon dials in; of no effect for other addresses.
     pub dial_in: DialInConfig,
     /// Whether to ask for log lines. They carry the hints that a client leaves.
@@ -44,6 +47,7 @@ impl SessionConfig {
             password_file: None,
             hold: HoldPolicy::Release,
             disconnect,
+            tls: TlsConfig::default(),
             dial_in: DialInConfig::default(),
             log: true,
             bytecount: Some(Duration::from_secs(10)),
@@ -58,6 +62,58 @@ impl SessionConfig {
         let interval = self.bytecount?;
         let whole_secs = interval.as_secs() + u64::from(interval.subsec_nanos() > 0);
         Some(u32::try_from(whole_secs).unwrap_or(u32::MAX).max(1))
+    }
+}
+
+/// How the server at a `tls:` address is known, and how we are. Without `ca` and `pin` nothing is dialled.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The authorities, in PEM form, one of which vouches for the server's name.
+    pub ca: Option<PathBuf>,
+    /// SHA-256 of the server's certificate.
+    pub pin: Option<Pin>,
+    /// Our certificate, in PEM form, for a server that wants one.
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// The server's name in its certificate; `None` is the host of the address.
+    pub server_name: Option<String>,
+}
+
+/// A text is no fingerprint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} is no fingerprint: write sha256: and 64 hexadecimal digits, which may have colons between them"
+)]
+pub struct PinError {
+    /// The text.
+    pub text: String,
+}
+
+impl TlsConfig {
+    /// A [`pin`](Self::pin) as it is written: `sha256:` and hexadecimal digits, colons between them allowed.
+    ///
+    /// # Errors
+    /// [`PinError`].
+    pub fn parse_pin(text: &str) -> Result<Pin, PinError> {
+        let error = || PinError {
+            text: text.to_owned(),
+        };
+        let hex = text.strip_prefix("sha256:").ok_or_else(error)?;
+        let digits: Option<Vec<u8>> = hex
+            .chars()
+            .filter(|c| *c != ':')
+            .map(|c| u8::try_from(c.to_digit(16)?).ok())
+            .collect();
+        let digits = digits.ok_or_else(error)?;
+        let bytes: Vec<u8> = digits
+            .chunks_exact(2)
+            .map(|pair| pair[0] << 4 | pair[1])
+            .collect();
+        if digits.len() % 2 != 0 {
+            return Err(error());
+        }
+        bytes.try_into().map_err(|_| error())
     }
 }
 

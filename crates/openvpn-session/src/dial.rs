@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -10,9 +10,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::address::Address;
-use crate::config::Timings;
+use crate::config::SessionConfig;
 use crate::link::Stream;
 use crate::socket_watch::SocketWatch;
+use crate::tls::{TlsError, TlsStream};
 
 /// Most dials a second over all sessions that share a [`DialPacer`]; further ones wait for their turn.
 pub const DIALS_PER_SECOND_MAX: u32 = 500;
@@ -83,6 +84,8 @@ pub(crate) enum DialError {
     QueueFull,
     #[error("no answer from {address} within {waited:?}")]
     Silent { address: String, waited: Duration },
+    #[error("no TLS with {address}: {error}")]
+    Tls { address: String, error: TlsError },
     #[error("the daemon dials in there, not we")]
     NotDialled,
     #[error("cannot connect to {address}: {error}")]
@@ -90,15 +93,37 @@ pub(crate) enum DialError {
 }
 
 /// Opens a socket to `address`, which is not one to dial in at.
-pub(crate) async fn open(address: &Address, timings: &Timings) -> Result<Stream, DialError> {
+pub(crate) async fn open(config: &SessionConfig) -> Result<Stream, DialError> {
+    let address = &config.address;
+    let waited = config.timings.connect_deadline;
     match address {
         Address::Unix(path) => open_unix(path)
             .await
             .map(Stream::Unix)
             .map_err(|error| dial_error(address, error)),
+        Address::Tls { host, port } => {
+            let opening = async {
+                let tcp = open_tcp(host, *port)
+                    .await
+                    .map_err(|error| dial_error(address, error))?;
+                let tls = Arc::new(config.tls.clone());
+                TlsStream::connect(tcp, host, tls)
+                    .await
+                    .map(|stream| Stream::Tls(Box::new(stream)))
+                    .map_err(|error| DialError::Tls {
+                        address: address.to_string(),
+                        error,
+                    })
+            };
+            timeout(waited, opening).await.unwrap_or_else(|_| {
+                Err(DialError::Silent {
+                    address: address.to_string(),
+                    waited,
+                })
+            })
+        }
         Address::ListenUnix(_) | Address::ListenTcp(_) => Err(DialError::NotDialled),
         Address::Tcp { host, port } => {
-            let waited = timings.connect_deadline;
             match timeout(waited, open_tcp(host, *port)).await {
                 Ok(opened) => opened
                     .map(Stream::Tcp)

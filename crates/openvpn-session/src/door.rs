@@ -81,7 +81,9 @@ impl Door {
         match address {
             Address::ListenUnix(path) => Self::open_unix(path, config),
             Address::ListenTcp(address) => Self::open_tcp(*address),
-            Address::Unix(_) | Address::Tcp { .. } => Err(DoorError::NotADoor(address.clone())),
+            Address::Unix(_) | Address::Tcp { .. } | Address::Tls { .. } => {
+                Err(DoorError::NotADoor(address.clone()))
+            }
         }
     }
 

@@ -32,16 +32,20 @@ mod session;
 mod slot;
 mod socket_watch;
 mod tap;
+mod tls;
 
 pub use address::{Address, AddressError};
 pub use call::{
     Answer, Call, CallError, CallerId, Guard, GuardRefused, Lane, NotSent, OutcomeUnknown,
 };
 pub use condition::{Condition, ConditionChange};
-pub use config::{DialInConfig, DisconnectPolicy, HoldPolicy, SessionConfig, Timings};
+pub use config::{
+    DialInConfig, DisconnectPolicy, HoldPolicy, PinError, SessionConfig, Timings, TlsConfig,
+};
 pub use dial::{DIALS_PER_SECOND_MAX, DialPacer};
 pub use mailbox::{CONTROL_LANE_MAX, READ_LANE_MAX, REFRESH_WAITERS_MAX, SessionHandle};
 pub use observation::{Facts, Hint, Mode, Moment, Observation, Observer, Snapshot};
 pub use password::{PasswordError, read as read_password};
 pub use session::Session;
 pub use tap::{Heard, Interest, Listener, Reception, TAP_BYTES_MAX, Tap};
+pub use tls::TlsError;

@@ -10,6 +10,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::tls::TlsStream;
+
 /// Most bytes read at once. Also bounds what the protocol may have to say about one read.
 const READ_BYTES_MAX: usize = 32 * 1024;
 
@@ -19,34 +21,47 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into_boxed_slice());
 }
 
-/// A management socket of either kind.
+/// A management socket of any kind.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
+    // Boxed, because it is many times as large as the others, and rare.
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
-    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Unix(stream) => stream.try_read(buffer),
             Self::Tcp(stream) => stream.try_read(buffer),
+            Self::Tls(stream) => stream.try_read(buffer),
         }
     }
 
     /// Reads past tokio, which would not ask the kernel before its own poll has said that there is something.
-    fn read_unannounced(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read_unannounced(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let socket = match self {
-            Self::Unix(stream) => SockRef::from(stream),
-            Self::Tcp(stream) => SockRef::from(stream),
+            Self::Unix(stream) => SockRef::from(&*stream),
+            Self::Tcp(stream) => SockRef::from(&*stream),
+            Self::Tls(stream) => return stream.read_unannounced(buffer),
         };
         (&*socket).read(buffer)
     }
 
-    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+    fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Unix(stream) => stream.try_write(bytes),
             Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Tls(stream) => stream.try_write(bytes),
+        }
+    }
+
+    /// Sends what was taken and not sent yet.
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Unix(_) | Self::Tcp(_) => Ok(()),
+            Self::Tls(stream) => stream.flush(),
         }
     }
 
@@ -54,6 +69,7 @@ impl Stream {
         match self {
             Self::Unix(stream) => stream.ready(interest).await.map(drop),
             Self::Tcp(stream) => stream.ready(interest).await.map(drop),
+            Self::Tls(stream) => stream.ready(interest).await,
         }
     }
 }
@@ -105,10 +121,10 @@ impl Link {
 
     fn receive_with(
         &mut self,
-        read: fn(&Stream, &mut [u8]) -> io::Result<usize>,
+        read: fn(&mut Stream, &mut [u8]) -> io::Result<usize>,
         now: Instant,
     ) -> io::Result<Received> {
-        SCRATCH.with_borrow_mut(|scratch| match read(&self.stream, scratch) {
+        SCRATCH.with_borrow_mut(|scratch| match read(&mut self.stream, scratch) {
             Ok(0) => Ok(Received::End),
             Ok(length) => {
                 let bytes = &scratch[..length];
@@ -126,6 +142,10 @@ impl Link {
     /// Writes what the protocol wants written, as far as the socket takes it.
     pub(crate) fn transmit(&mut self) -> io::Result<()> {
         loop {
+            match self.stream.flush() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                flushed => flushed?,
+            }
             if self.unsent.is_empty() {
                 let Some(bytes) = self.connection.poll_transmit() else {
                     return Ok(());

@@ -97,7 +97,10 @@ impl<O: Observer> Session<O> {
         // Before the dial, so that a socket that appears while it fails is not missed.
         let socket = match &self.config.address {
             Address::Unix(path) => pacer.sockets.subscribe(path),
-            Address::Tcp { .. } | Address::ListenUnix(_) | Address::ListenTcp(_) => None,
+            Address::Tcp { .. }
+            | Address::Tls { .. }
+            | Address::ListenUnix(_)
+            | Address::ListenTcp(_) => None,
         };
         let appeared = socket.as_ref().map(|socket| socket.appeared());
         let dialled = tokio::select! {
@@ -137,7 +140,7 @@ impl<O: Observer> Session<O> {
     // Not `&self`, which would ask the observer to be Sync.
     async fn dial(&mut self) -> Result<Stream, DialError> {
         self.pacer.turn().await;
-        dial::open(&self.config.address, &self.config.timings).await
+        dial::open(&self.config).await
     }
 
     /// Waits for the daemon to dial in, and turns away everybody else while it is there.

@@ -29,7 +29,7 @@ const LIST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 pub(crate) async fn describe(address: &Address) -> String {
     let holder = match address {
         Address::Unix(path) => search(path.clone()).await,
-        Address::Tcp { .. } => Holder::Unknown,
+        Address::Tcp { .. } | Address::Tls { .. } => Holder::Unknown,
         Address::ListenUnix(_) | Address::ListenTcp(_) => {
             return "what dialled in does not greet: the daemon hangs, or it is none".to_owned();
         }

@@ -8,6 +8,7 @@
 //! - [`Gateway`] is the running whole.
 //! - [`Caller`] is who makes a call.
 
+mod account;
 mod caller;
 mod config;
 mod convert;

@@ -9,3 +9,4 @@ mod login;
 mod real;
 mod snapshots;
 mod support;
+mod tls;

@@ -51,7 +51,7 @@ impl Server {
         Self::start(&[&["--management", "management.sock", "unix"], options].concat())
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
         self.directory.path().join("management.sock")
     }
 

@@ -36,7 +36,7 @@ impl AddressParts {
                     .map(|stem| stem.to_string_lossy().into_owned()),
                 port: None,
             },
-            Address::Tcp { host, port } => Self {
+            Address::Tcp { host, port } | Address::Tls { host, port } => Self {
                 host: Some(host.clone()),
                 stem: None,
                 port: Some(port.to_string()),

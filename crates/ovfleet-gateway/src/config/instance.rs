@@ -7,14 +7,16 @@ use std::{
 };
 
 use openvpn_fleet::{InstanceName, InstanceSource, InstanceSpec, Labels};
-use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, SessionConfig};
+use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, SessionConfig, TlsConfig};
 
 use super::{
     address::AddressParts,
+    dial_in::DialInTemplate,
     error::{Mistakes, Place},
     mux::{self, MuxConfig, MuxTemplate},
     reader::{Section, Value},
     template::{Template, Values},
+    tls::TlsTemplate,
 };
 
 /// Longest value of a label, in bytes.
@@ -88,6 +90,8 @@ pub(super) struct Settings {
     labels: BTreeMap<String, Templated>,
     hold: Option<HoldPolicy>,
     disconnect: Option<DisconnectPolicy>,
+    dial_in: DialInTemplate,
+    tls: Option<TlsTemplate>,
     log: Option<bool>,
     bytecount: Option<Option<Duration>>,
     status_interval: Option<Duration>,
@@ -122,6 +126,13 @@ impl Settings {
             disconnect: section
                 .take("disconnect")
                 .and_then(|value| value.parsed(disconnect)),
+            dial_in: section
+                .take("dial_in")
+                .map(|value| DialInTemplate::read(&value))
+                .unwrap_or_default(),
+            tls: section
+                .take("tls")
+                .and_then(|value| TlsTemplate::read(&value)),
             log: section.take("log").and_then(|value| value.boolean()),
             bytecount: section
                 .take("bytecount")
@@ -148,6 +159,8 @@ impl Settings {
             labels,
             hold: self.hold.or(below.hold),
             disconnect: self.disconnect.or(below.disconnect),
+            dial_in: self.dial_in.over(&below.dial_in),
+            tls: self.tls.or_else(|| below.tls.clone()),
             log: self.log.or(below.log),
             bytecount: self.bytecount.or(below.bytecount),
             status_interval: self.status_interval.or(below.status_interval),
@@ -161,7 +174,10 @@ impl Settings {
         let mut session = SessionConfig::new(address);
         session.password_file = password_file;
         session.hold = self.hold.unwrap_or(session.hold);
-        session.disconnect = self.disconnect.unwrap_or(session.disconnect);
+        // Nothing that is written here changes what a daemon does that dials in.
+        if !session.address.is_dial_in() {
+            session.disconnect = self.disconnect.unwrap_or(session.disconnect);
+        }
         session.log = self.log.unwrap_or(session.log);
         session.bytecount = self.bytecount.unwrap_or(session.bytecount);
         session.status_interval = self.status_interval.unwrap_or(session.status_interval);
@@ -181,6 +197,8 @@ pub(super) struct Blueprint {
     /// `None` in a pattern: each seed brings its own.
     address: Option<Templated>,
     settings: Settings,
+    /// Whether `tls` is written for this very instance, and not among the defaults.
+    has_own_tls: bool,
 }
 
 /// What a source knows of one instance.
@@ -205,7 +223,9 @@ impl Blueprint {
         let address = section
             .require("address")
             .and_then(|value| Templated::read(&value));
-        let settings = Settings::read(&mut section).over(defaults);
+        let settings = Settings::read(&mut section);
+        let has_own_tls = settings.tls.is_some();
+        let settings = settings.over(defaults);
         let place = section.place().clone();
         section.finish();
         let seed = Seed {
@@ -219,6 +239,7 @@ impl Blueprint {
                 name: name?,
                 address: Some(address?),
                 settings,
+                has_own_tls,
             },
             seed,
         ))
@@ -240,6 +261,7 @@ impl Blueprint {
             name,
             address: None,
             settings,
+            has_own_tls: false,
         }
     }
 
@@ -297,7 +319,15 @@ impl Blueprint {
         let mux = sockets
             .map(|socket| socket.build(&values, mistakes))
             .collect::<Option<Vec<_>>>()?;
-        let (name, session) = (name?, self.settings.session(address?, password_file));
+        let address = address?;
+        let dial_in = self.settings.dial_in.build(&address, &values, mistakes)?;
+        let tls = self.tls(&address, &values, &place, mistakes)?;
+        let session = SessionConfig {
+            dial_in,
+            tls,
+            ..self.settings.session(address, password_file)
+        };
+        let name = name?;
         let name = InstanceName::new(&name)
             .map_err(|error| {
                 self.name
@@ -327,6 +357,31 @@ impl Blueprint {
             password_place,
             mux,
         })
+    }
+}
+
+impl Blueprint {
+    /// `None` after mistakes.
+    fn tls(
+        &self,
+        address: &Address,
+        values: &Values<'_>,
+        place: &Place,
+        mistakes: &Mistakes,
+    ) -> Option<TlsConfig> {
+        match (address, &self.settings.tls) {
+            (Address::Tls { .. }, Some(tls)) => tls.build(values, mistakes),
+            (Address::Tls { .. }, None) => {
+                let message = "nothing tells which server is the right one: add tls = { ca = \"...\" }, or a pin";
+                mistakes.add(place, "instance.tls", message);
+                None
+            }
+            (_, Some(tls)) if self.has_own_tls => {
+                tls.refuse(address, mistakes);
+                None
+            }
+            _ => Some(TlsConfig::default()),
+        }
     }
 }
 

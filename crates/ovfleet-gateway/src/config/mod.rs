@@ -5,6 +5,7 @@
 //! password file) is no mistake of the configuration: see [`Config::problems`].
 
 mod address;
+mod dial_in;
 mod discover;
 mod error;
 mod instance;
@@ -15,6 +16,7 @@ mod reader;
 mod template;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod value;
 
 use std::{
@@ -26,6 +28,7 @@ use std::{
 };
 
 use openvpn_fleet::GatewayName;
+use openvpn_session::Address;
 use toml::{Spanned, de::DeTable};
 
 pub use discover::{DiscoverConfig, DiscoverSource};
@@ -134,7 +137,14 @@ impl Config {
                     mistakes.add(&instance.place, "mux.password_file", message);
                 }
             }
-            let Some(file) = &instance.spec.session.password_file else {
+            let session = &instance.spec.session;
+            if matches!(session.address, Address::Tls { .. })
+                && let Err(error) = session.tls.check()
+            {
+                let message = format!("instance {}: {error}", instance.spec.name);
+                mistakes.add(&instance.place, "instance.tls", message);
+            }
+            let Some(file) = &session.password_file else {
                 continue;
             };
             let place = instance.password_place.as_ref().unwrap_or(&instance.place);

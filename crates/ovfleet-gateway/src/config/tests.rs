@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use openvpn_session::{Address, DisconnectPolicy, HoldPolicy};
+use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, TlsConfig};
 use tempfile::TempDir;
 
 use super::*;
@@ -50,6 +50,91 @@ fn load(text: &str) -> Result<Config, ConfigErrors> {
 fn errors(text: &str) -> String {
     let files = Files::new(&[("main.toml", text)]);
     files.errors(files.load())
+}
+
+/// A server behind TLS is known by what is written of it, wherever that stands.
+#[test]
+fn reads_tls() {
+    let files = Files::new(&[(
+        "main.toml",
+        r#"
+[defaults]
+tls = { ca = "ca.crt", cert = "/etc/gw.crt", key = "{name}.key", server_name = "{host}.vpn" }
+[[instance]]
+name = "a"
+address = "tls:eu1:7505"
+[[instance]]
+name = "b"
+address = "tls:eu2:7505"
+tls = { pin = "sha256:00:11223344556677889900112233445566778899001122334455667788990011" }
+[[instance]]
+name = "c"
+address = "tcp:eu3:7505"
+"#,
+    )]);
+    let config = files.load().unwrap();
+    let tls: Vec<_> = config
+        .instances
+        .iter()
+        .map(|instance| &instance.spec.session.tls)
+        .collect();
+    let by_authority = TlsConfig {
+        ca: Some(files.path("ca.crt")),
+        pin: None,
+        cert: Some("/etc/gw.crt".into()),
+        key: Some(files.path("a.key")),
+        server_name: Some("eu1.vpn".to_owned()),
+    };
+    assert_eq!(tls[0], &by_authority);
+    assert_eq!(tls[1].ca, None);
+    assert_eq!(
+        tls[1].pin.map(|pin| (pin[0], pin[1], pin[31])),
+        Some((0x00, 0x11, 0x11))
+    );
+    assert_eq!(tls[2], &TlsConfig::default());
+    let problems = files.errors(Config::check(&files.path("main.toml")));
+    assert!(
+        problems.contains("instance a: cannot read ca.crt"),
+        "{problems}"
+    );
+}
+
+/// A daemon that dials in is let in by the socket and the user that are written, and its session is never dropped,
+/// whatever is written.
+#[test]
+fn reads_where_daemons_dial_in() {
+    let config = load(
+        r#"
+[defaults]
+disconnect = "harmless"
+dial_in = { mode = "0600", group = "7" }
+[[instance]]
+name = "{stem}"
+address = "listen-unix:/run/ovfleet/eu1.sock"
+dial_in = { owner = "root", peer_user = "{label.uid}" }
+labels = { uid = "12" }
+[[instance]]
+name = "{host}-{port}"
+address = "listen-tcp:[::1]:7505"
+"#,
+    )
+    .unwrap();
+    let [tcp, unix] = &config.instances[..] else {
+        panic!("{:?}", config.instances)
+    };
+    let wanted = openvpn_session::DialInConfig {
+        mode: 0o600,
+        owner: Some(0),
+        group: Some(7),
+        peer_uid: Some(12),
+    };
+    assert_eq!(unix.spec.name.as_str(), "eu1");
+    assert_eq!(unix.spec.session.dial_in, wanted);
+    assert_eq!(tcp.spec.name.as_str(), "::1-7505");
+    for instance in [unix, tcp] {
+        let session = &instance.spec.session;
+        assert_eq!(session.disconnect, DisconnectPolicy::Destructive);
+    }
 }
 
 /// Every key has the effect it promises; a default that moves is noticed here.
@@ -294,11 +379,11 @@ main.toml:4: listen.grpc: 0.0.0.0:7600 would be plaintext beyond loopback: add t
 main.toml:4: listen.grpc.tls.key: this key is required
 main.toml:6: limits.calls: must be between 1 and 1000000
 main.toml:8: instance.name: "a/b" is no name: '/' cannot be part of a name
-main.toml:12: instance.address: "/run/b" does not begin with unix: or tcp:
+main.toml:12: instance.address: "/run/b" does not begin with unix:, tcp:, tls:, listen-unix: or listen-tcp:
 main.toml:13: instance.hold: `maybe` is neither "release" nor "keep"
 main.toml:14: instance.password_file: unknown placeholder `{nmae}`: known are {name}, {host}, {stem}, {port} and {label.x}
 main.toml:15: instance.address: this key is required
-main.toml:17: instance.mxu: unknown key; known here: address, bytecount, clients_max, disconnect, hold, labels, log, mux, name, password_file, status_interval, unresponsive_reconnect"#
+main.toml:17: instance.mxu: unknown key; known here: address, bytecount, clients_max, dial_in, disconnect, hold, labels, log, mux, name, password_file, status_interval, tls, unresponsive_reconnect"#
     );
 }
 
@@ -332,7 +417,7 @@ fn mistakes_are_explained() {
         ),
         (
             "[defaults]\nname = \"x\"",
-            "main.toml:2: defaults.name: unknown key; known here: bytecount, clients_max, disconnect, hold, labels, log, mux, password_file, status_interval, unresponsive_reconnect",
+            "main.toml:2: defaults.name: unknown key; known here: bytecount, clients_max, dial_in, disconnect, hold, labels, log, mux, password_file, status_interval, tls, unresponsive_reconnect",
         ),
         (
             "[listen]\ngrpc = []",
@@ -384,7 +469,31 @@ fn mistakes_are_explained() {
         ),
         (
             "[[instance]]\nname = \"a\"\naddress = \"tls:h:1\"",
-            "main.toml:3: instance.address: addresses of the kind tls: are not supported yet; use unix: or tcp:",
+            "main.toml:1: instance.tls: nothing tells which server is the right one: add tls = { ca = \"...\" }, or a pin",
+        ),
+        (
+            "[[instance]]\nname = \"a\"\naddress = \"tls:h:1\"\ntls = { server_name = \"x\" }",
+            "main.toml:4: instance.tls: nothing tells which server is the right one: set ca or pin",
+        ),
+        (
+            "[[instance]]\nname = \"a\"\naddress = \"tls:h:1\"\ntls = { ca = \"ca\", key = \"k\" }",
+            "main.toml:4: instance.tls: set both cert and key, or neither",
+        ),
+        (
+            "[[instance]]\nname = \"a\"\naddress = \"tls:h:1\"\ntls = { pin = \"sha256:0\" }",
+            "main.toml:4: instance.tls.pin: \"sha256:0\" is no fingerprint: write sha256: and 64 hexadecimal digits, which may have colons between them",
+        ),
+        (
+            "[[instance]]\nname = \"a\"\naddress = \"tcp:h:1\"\ntls = { ca = \"ca\" }",
+            "main.toml:4: instance.tls: has no meaning for tcp:h:1: TLS is for tls:host:port",
+        ),
+        (
+            "[[instance]]\nname = \"a\"\naddress = \"listen-unix:/a\"\ndial_in = { peer_user = \"no such\" }",
+            "main.toml:4: instance.dial_in.peer_user: there is no account \"no such\" on this machine",
+        ),
+        (
+            "[[instance]]\nname = \"a\"\naddress = \"listen-tcp:127.0.0.1:1\"\ndial_in = { peer_user = \"0\" }",
+            "main.toml:4: instance.dial_in.peer_user: TCP does not tell who dials in: use listen-unix:",
         ),
         (
             "[[instance]]\nname = \"{host}\"\naddress = \"unix:/{name}\"",

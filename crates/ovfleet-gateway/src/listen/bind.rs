@@ -13,7 +13,7 @@ use std::{
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
-use crate::config::SocketConfig;
+use crate::{account, config::SocketConfig};
 
 /// Connections that the kernel may hold for us before we accept them.
 const BACKLOG: i32 = 1_024;
@@ -96,16 +96,15 @@ pub(crate) fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
 pub(crate) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> {
     let path = &config.path;
     let address = format!("unix:{}", path.display());
-    let owner = config
-        .owner
-        .as_deref()
-        .map(|name| account("user", "/etc/passwd", name))
-        .transpose()?;
-    let group = config
-        .group
-        .as_deref()
-        .map(|name| account("group", "/etc/group", name))
-        .transpose()?;
+    let unknown = |what, name: &str| BindError::UnknownAccount {
+        what,
+        name: name.to_owned(),
+    };
+    let owner = config.owner.as_deref();
+    let owner = owner.map(|name| account::user(name).ok_or_else(|| unknown("user", name)));
+    let group = config.group.as_deref();
+    let group = group.map(|name| account::group(name).ok_or_else(|| unknown("group", name)));
+    let (owner, group) = (owner.transpose()?, group.transpose()?);
     remove_stale(path, &address)?;
     let bind = || {
         // The directory of the default socket is gone after every boot.
@@ -164,21 +163,4 @@ fn bind_error(address: &str, source: io::Error) -> BindError {
         io::ErrorKind::AddrInUse => BindError::Taken { address },
         _ => BindError::Io { address, source },
     }
-}
-
-/// The number of a user or group, by number or by name in `file`: the third
-/// field of a line that begins with the name.
-fn account(what: &'static str, file: &str, name: &str) -> Result<u32, BindError> {
-    if let Ok(number) = name.parse() {
-        return Ok(number);
-    }
-    let lines = fs::read_to_string(file).unwrap_or_default();
-    lines
-        .lines()
-        .map(|line| line.split(':'))
-        .find_map(|mut fields| (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?)
-        .ok_or_else(|| BindError::UnknownAccount {
-            what,
-            name: name.to_owned(),
-        })
 }
