@@ -4,6 +4,7 @@ mod arrivals;
 mod callers;
 mod commands;
 mod demo;
+mod dial_in;
 mod discovery;
 mod faults;
 mod kill;

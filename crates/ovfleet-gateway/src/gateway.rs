@@ -19,6 +19,7 @@ use crate::{
     config::{Config, GrpcListener, InstanceConfig, Limits},
     convert,
     cursor::Cursors,
+    dependants::Dependants,
     discover::Discovery,
     health::{HealthReporter, HealthService, health},
     http::Port,
@@ -250,6 +251,12 @@ impl Gateway {
     #[must_use]
     pub fn idle_watch(&self) -> IdleWatch {
         IdleWatch::new(self.context.fleet.clone(), self.activity.clone())
+    }
+
+    /// The daemons that end when it does.
+    #[must_use]
+    pub fn dependants(&self) -> Dependants {
+        Dependants::new(self.context.fleet.clone())
     }
 
     /// Ends it: takes no new calls, lets streams say farewell and actions

@@ -13,6 +13,7 @@ mod caller;
 mod config;
 mod convert;
 mod cursor;
+mod dependants;
 mod discover;
 mod gateway;
 mod health;
@@ -34,6 +35,7 @@ pub use config::{
     GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, MuxAddress, MuxConfig,
     Place, SocketConfig, TlsFiles,
 };
+pub use dependants::Dependants;
 pub use gateway::{Addresses, Failed, Gateway, StartError};
 pub use idle::IdleWatch;
 pub use listen::{BindError, TlsError};

@@ -162,6 +162,9 @@ pub(crate) struct ServeArgs {
     /// Add our own log to the events, as gateway.log
     #[arg(long)]
     pub(crate) signal_broadcast: bool,
+    /// When told to end, do not wait for daemons that dialled in (listen-unix:, listen-tcp:) and end with us
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Run as this user (name or number)
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<String>,

@@ -1,11 +1,14 @@
 //! `serve` and `check-config`: the gateway as a process.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
-use ovfleet_gateway::{Config, ConfigErrors, Gateway, LogBroadcast};
+use ovfleet_gateway::{Config, ConfigErrors, Dependants, Gateway, LogBroadcast};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     args::{CheckConfigArgs, ServeArgs},
@@ -17,6 +20,8 @@ use crate::{
 
 /// How long callers may take to leave when the gateway is told to end.
 pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// How long daemons that would end with us are waited for before that.
+const DEPENDANTS_GRACE: Duration = Duration::from_secs(10);
 /// After that long the process ends whatever still hangs.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
 
@@ -34,13 +39,13 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(serve(config, broadcast, args.idle_exit));
+    let outcome = runtime.block_on(serve(config, broadcast, args));
     // Dropped, it would wait for a file that hangs.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Option<u64>) -> Outcome {
+async fn serve(config: Config, broadcast: Option<LogBroadcast>, args: &ServeArgs) -> Outcome {
     // From before the first caller can see that we run.
     let told_to_end = told_to_end();
     let mut gateway = Gateway::start(config)
@@ -55,7 +60,7 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Optio
     }
     let idle = gateway.idle_watch();
     let idle = async {
-        match idle_exit {
+        match args.idle_exit {
             Some(minutes) => idle.wait(Duration::from_secs(minutes * 60)).await,
             None => pending().await,
         }
@@ -65,7 +70,12 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Optio
         failed = gateway.wait() => Err(anyhow::Error::from(failed).into()),
         () = idle => Ok(Verdict::Done),
     };
-    if tokio::time::timeout(SHUTDOWN_MAX, gateway.shutdown(SHUTDOWN_GRACE))
+    let told = Instant::now();
+    if end.is_ok() && !args.force {
+        wait_for(&gateway.dependants()).await;
+    }
+    let left = SHUTDOWN_MAX.saturating_sub(told.elapsed());
+    if tokio::time::timeout(left, gateway.shutdown(SHUTDOWN_GRACE))
         .await
         .is_err()
     {
@@ -74,6 +84,34 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Optio
         ));
     }
     end
+}
+
+/// Gives daemons that dialled in, and would end with us, the time to be ended in order: until they are gone, a second
+/// signal comes, or the grace is over. Meanwhile the gateway serves as ever.
+async fn wait_for(dependants: &Dependants) {
+    let names = |dependants: &Dependants| {
+        let names: Vec<_> = dependants.names().iter().map(ToString::to_string).collect();
+        names.join(" ")
+    };
+    let instances = names(dependants);
+    if instances.is_empty() {
+        return;
+    }
+    warn!(
+        instances,
+        grace = ?DEPENDANTS_GRACE,
+        "these daemons dialled in and end when the gateway does: stop them now, or signal again to end them at once"
+    );
+    let again = told_to_end();
+    tokio::select! {
+        () = dependants.gone() => {}
+        _ = again => {}
+        () = tokio::time::sleep(DEPENDANTS_GRACE) => {}
+    }
+    let instances = names(dependants);
+    if !instances.is_empty() {
+        warn!(instances, "ending these daemons");
+    }
 }
 
 /// Ends when the process is asked to: SIGTERM, or Ctrl-C. Listens from the call
