@@ -55,6 +55,8 @@ async fn a_held_server_with_an_encrypted_key_is_brought_up() -> Result<()> {
         matches!(&asked.question, Some(Question::Password(key)) if key.r#type == "Private Key"),
         "{asked:?}"
     );
+    // It waits for an answer now, and no longer for a release.
+    wait_status(&mut api, "a released instance", |status| !status.holding).await?;
     let listed = gateway.cli_json(&["questions"]).await?;
     ensure!(
         listed["questions"][0]["instance"] == "lab/vault"

@@ -177,7 +177,12 @@ impl Fleet {
         context: &ActionContext,
     ) -> Result<Reply, CommandError> {
         let limits = Limits::new(&self.shared, context);
-        send(instance, command, None, context, &limits).await
+        let is_release = command == Command::Hold(HoldRequest::Release);
+        let reply = send(instance, command, None, context, &limits).await?;
+        if is_release {
+            note_release(&self.shared, instance);
+        }
+        Ok(reply)
     }
 
     /// Sends a line as it was typed, if it is one of [`RAW_COMMANDS`] or [`RAW_QUERIES`].
@@ -391,13 +396,40 @@ async fn give_answer(
 
 /// Closes a question that the daemon took the answer to: it does not say so itself.
 fn close(shared: &Shared, instance: &Instance, id: u64) {
-    let closed = instance.update(|table| {
-        let question = table.close_question(id)?;
-        Some((question, table.generation(), table.labels.clone()))
+    let closed = instance.update(|table| table.close_question(id));
+    if let Some(question) = closed {
+        let question = Box::new(question);
+        let detail = Detail::Question {
+            question,
+            open: false,
+        };
+        record(shared, instance, detail);
+    }
+}
+
+/// Notes that a daemon holds no longer: it does not say so itself, and may take long until it is CONNECTED. One that
+/// holds again does so after a restart, which takes it a second.
+fn note_release(shared: &Shared, instance: &Instance) {
+    let was_holding = instance.update(|table| {
+        let was_holding = std::mem::take(&mut table.status.holding);
+        if was_holding {
+            table.bump_status();
+        }
+        was_holding
     });
-    let Some((question, generation, labels)) = closed else {
-        return;
-    };
+    if was_holding {
+        let detail = Detail::Hold {
+            holding: false,
+            wait: None,
+            released_by_gateway: false,
+        };
+        record(shared, instance, detail);
+    }
+}
+
+fn record(shared: &Shared, instance: &Instance, detail: Detail) {
+    let (generation, labels) =
+        instance.with_table(|table| (table.generation(), table.labels.clone()));
     shared.journal.append(Event {
         gateway: shared.gateway.clone(),
         instance: Some(instance.name().clone()),
@@ -408,10 +440,7 @@ fn close(shared: &Shared, instance: &Instance, id: u64) {
         daemon_time: None,
         inferred: None,
         client: None,
-        detail: Detail::Question {
-            question: Box::new(question),
-            open: false,
-        },
+        detail,
     });
 }
 
