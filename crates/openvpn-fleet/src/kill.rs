@@ -4,7 +4,7 @@
 //! refresh each instance ─► resolve the filter ─► limits ─► client-kill CID, each behind a guard ─► wait until gone
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -165,6 +165,10 @@ enum Refused {
     Cancelled,
 }
 
+/// How long one instance may take to list its clients, and never more than half of the time there is: one that hangs
+/// must not keep the others' clients from being hit in time.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+
 /// Finds out who is meant, from a fresh status of each selected instance.
 async fn resolve(
     shared: &Arc<Shared>,
@@ -250,8 +254,13 @@ async fn resolve(
             }),
         });
     }
-    let refs = request.filter.refs.iter();
-    let missing: Vec<_> = refs
+    let hit: BTreeSet<_> = report
+        .results
+        .iter()
+        .map(|result| result.client.clone())
+        .collect();
+    let missing = request.filter.refs.difference(&hit);
+    let missing: Vec<_> = missing
         .filter_map(|named| missing_ref(shared, &report, named))
         .collect();
     report.results.extend(missing);
@@ -263,10 +272,18 @@ async fn resolve(
 /// Makes sure that an instance's table is as fresh as the question.
 async fn ask(instance: &Instance, not_before: Instant, limits: &Limits) -> Result<(), TargetError> {
     limits.check()?;
+    let now = Instant::now();
+    let patience = ANSWER_MAX.min(limits.stop.duration_since(now) / 2);
     let refreshed = instance.refresh(not_before.into_std(), limits.stop.into_std());
     let refreshed = tokio::select! {
         refreshed = refreshed => refreshed,
         () = limits.cancelled() => return Err(TargetError::Cancelled),
+        () = sleep_until(now + patience) => {
+            return Err(TargetError::Silent {
+                instance: instance.name().clone(),
+                waited: patience,
+            });
+        }
     };
     let no_clients = |text: String| TargetError::NoClients {
         instance: instance.name().clone(),
@@ -308,11 +325,8 @@ fn planned(
     }
 }
 
-/// The result for a ref that names nobody; `None` if it names somebody, or somebody whom the rest of the filter spares.
+/// The result for a ref that is no target; `None` if it names somebody whom the rest of the filter spares.
 fn missing_ref(shared: &Shared, report: &KillReport, named: &ClientRef) -> Option<KillResult> {
-    if report.results.iter().any(|result| result.client == *named) {
-        return None;
-    }
     let asked = report
         .instances
         .iter()
@@ -424,11 +438,12 @@ async fn run(
             Some(TargetError::NoTime | TargetError::Cancelled | TargetError::NotSeen { .. })
         )
     });
-    record_finished(
-        &shared,
-        &running,
-        report.results.iter().map(|result| result.outcome),
-    );
+    // Names of clients are escaped: they come from outside.
+    let targets = report.results.iter().map(|result| {
+        let target = format!("{} {}", result.client, result.common_name);
+        (target, result.outcome)
+    });
+    record_finished(&shared, &running, targets);
     Ok(ActionResult::Kill(Arc::new(report)))
 }
 

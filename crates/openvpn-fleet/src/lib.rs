@@ -43,8 +43,8 @@ pub use event::{
 };
 pub use event_filter::{EventFilter, KindError, KindSet};
 pub use filter::{
-    AddressPattern, AddressPatternError, ClientFilter, ClientIdentity, FILTER_VALUES_MAX,
-    parse_real_address,
+    ADDRESS_PATTERNS_MAX, AddressPattern, AddressPatternError, ClientFilter, ClientIdentity,
+    FILTER_VALUES_MAX, parse_real_address,
 };
 pub use fleet::{Changes, Fleet, FleetConfig, NameClash, Selection};
 pub use instance::Instance;

@@ -230,6 +230,7 @@ pub(crate) fn of_target(error: &TargetError) -> tonic_types::Status {
         TargetError::UnknownInstance { .. } => (Code::NotFound, "INSTANCE_UNKNOWN"),
         TargetError::NotAttached { .. } => (Code::Unavailable, "NOT_ATTACHED"),
         TargetError::NoClients { .. } => (Code::FailedPrecondition, "NO_CLIENT_TABLE"),
+        TargetError::Silent { .. } => (Code::Unavailable, "NOT_ANSWERED"),
         TargetError::Stale { .. } => (Code::FailedPrecondition, "STALE"),
         TargetError::Gone => (Code::NotFound, "CLIENT_GONE"),
         TargetError::Rejected { .. } => (Code::FailedPrecondition, "REJECTED"),

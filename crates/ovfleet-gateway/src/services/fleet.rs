@@ -25,8 +25,9 @@ use crate::{
 const GROUP_KEYS_MAX: usize = 4;
 /// Daemons asked at once for one fresh answer; further ones wait their turn.
 const REFRESH_IN_FLIGHT_MAX: usize = 64;
-/// How long a fresh answer may take when the caller does not say.
-const REFRESH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a daemon may take for a fresh answer: one that hangs must not hold
+/// up what is known of the others.
+const REFRESH_DEADLINE: Duration = Duration::from_secs(3);
 /// What is left of the caller's deadline for everything but asking.
 const REFRESH_MARGIN: Duration = Duration::from_millis(500);
 
