@@ -38,6 +38,7 @@ check: ## Everything a machine can say about the code without running it
 
 bench: ## Measure, and print figures
 	@scripts/setup
+	$(CARGO) build --release --workspace --bins --bench '*' --locked
 	$(CARGO) bench --workspace --locked --bench '*'
 
 fuzz: ## Fuzz the parser and the encoder for FUZZ_SECONDS (600)
