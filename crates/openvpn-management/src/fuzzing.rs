@@ -61,6 +61,9 @@ pub fn action_commands() -> Vec<Command> {
         Command::AuthRetry(Some(crate::AuthRetry::None)),
         Command::Net,
         Command::Exit,
+        Command::PkSig {
+            lines: vec!["QUJD".into()],
+        },
     ]
 }
 
