@@ -6,7 +6,7 @@ use anyhow::Result;
 use openvpn_simulator::{ClientSpec, Daemon};
 use ovfleet_tests::{Gateway, GatewayConfig, poll_until};
 
-use crate::{fleet, measure::settled_memory};
+use crate::{fleet, measure::resident_memory};
 
 const SESSIONS: usize = 1_000;
 /// Daemons for the rows.
@@ -59,7 +59,7 @@ async fn idle_memory(daemons: &[Daemon]) -> Result<u64> {
             .then_some(()))
     })
     .await?;
-    settled_memory(gateway.pid()).await
+    resident_memory(gateway.pid()).await
 }
 
 /// A hundred thousand clients, first as they connect, then as a table read at the start.
@@ -72,7 +72,7 @@ async fn rows() -> Result<()> {
     let gateway = start(config()).await?;
     fleet::wait_attached(&gateway, DAEMONS, 0).await?;
     wait_tables(&daemons).await?;
-    let empty = settled_memory(gateway.pid()).await?;
+    let empty = resident_memory(gateway.pid()).await?;
     print(&format!("{DAEMONS} sessions without clients"), empty, None);
 
     for daemon in &daemons {
@@ -83,7 +83,7 @@ async fn rows() -> Result<()> {
     }
     fleet::wait_attached(&gateway, DAEMONS, rows as u64).await?;
     wait_tables(&daemons).await?;
-    let connected = settled_memory(gateway.pid()).await?;
+    let connected = resident_memory(gateway.pid()).await?;
     print(
         &format!("{rows} clients that it saw connect"),
         connected,
@@ -94,7 +94,7 @@ async fn rows() -> Result<()> {
     let gateway = start(config()).await?;
     fleet::wait_attached(&gateway, DAEMONS, rows as u64).await?;
     wait_tables(&daemons).await?;
-    let read = settled_memory(gateway.pid()).await?;
+    let read = resident_memory(gateway.pid()).await?;
     print(
         &format!("{rows} clients that were there before it"),
         read,

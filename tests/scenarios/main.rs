@@ -8,6 +8,7 @@ mod discovery;
 mod faults;
 mod kill;
 mod lab;
+mod modes;
 mod outage;
 mod refusals;
 mod restart;

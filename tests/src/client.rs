@@ -17,6 +17,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// After SIGTERM a client with an exit notice lingers for about a second.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What every client with a username has for a password; it must appear nowhere else.
+pub const LAB_PASSWORD: &str = "never-to-be-seen-7261";
 /// What OpenVPN says each time its connection is complete.
 const CONNECTED: &[u8] = b"Initialization Sequence Completed";
 
@@ -126,7 +128,10 @@ impl ClientBuilder {
         }
         if let Some(username) = &self.username {
             let path = directory.join("login");
-            fs::write(&path, [username.as_slice(), b"\npassword\n"].concat())?;
+            fs::write(
+                &path,
+                [username.as_slice(), b"\n", LAB_PASSWORD.as_bytes(), b"\n"].concat(),
+            )?;
             lines.push(format!("auth-user-pass {}", path.display()));
         }
         lines.extend(self.options.iter().cloned());

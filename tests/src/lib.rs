@@ -22,7 +22,7 @@ pub mod status;
 mod tap;
 
 pub use api::Api;
-pub use client::{Client, ClientBuilder};
+pub use client::{Client, ClientBuilder, LAB_PASSWORD};
 pub use gateway::{
     CliOutput, Gateway, GatewayConfig, InstanceConfig, TcpListener, TlsFiles, run_cli,
 };
