@@ -19,6 +19,7 @@ mod filter;
 mod fleet;
 mod instance;
 pub mod journal;
+mod keeper;
 mod kill;
 mod label;
 mod name;
