@@ -4,15 +4,17 @@ use std::{future::pending, time::Duration};
 
 use anyhow::Context as _;
 use ovfleet_gateway::{Config, ConfigErrors, Gateway, LogBroadcast};
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tokio::signal::unix::SignalKind;
+use tracing::{info, warn};
 
 use crate::{
+    action::number_of,
     args::{CheckConfigArgs, ServeArgs},
     failure::{Failure, Outcome, Verdict},
     logging,
     output::note,
     privileges,
+    signals::Signals,
 };
 
 /// How long callers may take to leave when the gateway is told to end.
@@ -42,7 +44,8 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
 
 async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Option<u64>) -> Outcome {
     // From before the first caller can see that we run.
-    let told_to_end = told_to_end();
+    let mut end_signals = Signals::listen(&[SignalKind::terminate(), SignalKind::interrupt()])?;
+    let mut reload_signal = Signals::listen(&[SignalKind::hangup()])?;
     let mut gateway = Gateway::start(config)
         .await
         .context("cannot start the gateway")?;
@@ -61,9 +64,15 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Optio
         }
     };
     let end = tokio::select! {
-        outcome = told_to_end => outcome,
+        () = end_signals.next() => Ok(Verdict::Done),
         failed = gateway.wait() => Err(anyhow::Error::from(failed).into()),
         () = idle => Ok(Verdict::Done),
+        () = async {
+            loop {
+                reload_signal.next().await;
+                warn!("SIGHUP is ignored: a changed configuration takes a restart");
+            }
+        } => unreachable!("it loops"),
     };
     if tokio::time::timeout(SHUTDOWN_MAX, gateway.shutdown(SHUTDOWN_GRACE))
         .await
@@ -76,33 +85,14 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, idle_exit: Optio
     end
 }
 
-/// Ends when the process is asked to: SIGTERM, or Ctrl-C. Listens from the call
-/// on, not only from the first poll: until then a signal would end the process
-/// on the spot.
-pub(crate) fn told_to_end() -> impl Future<Output = Outcome> {
-    let listen = |kind| signal(kind).context("cannot listen for signals");
-    let (terminate, interrupt) = (
-        listen(SignalKind::terminate()),
-        listen(SignalKind::interrupt()),
-    );
-    async {
-        let (mut terminate, mut interrupt) = (terminate?, interrupt?);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(Verdict::Done)
-    }
-}
-
 /// Says everything that is wrong with a configuration.
 pub(crate) fn check_config(args: &CheckConfigArgs) -> Outcome {
     let config = Config::check(&args.file).map_err(|errors| mistakes(&errors))?;
     note(&format!(
-        "{}: no mistakes; {} instances and {} sources of more",
+        "{}: no mistakes; {} named, {} of further ones",
         args.file.display(),
-        config.instances.len(),
-        config.discover.len()
+        number_of(config.instances.len(), "instance"),
+        number_of(config.discover.len(), "source"),
     ));
     Ok(Verdict::Done)
 }
