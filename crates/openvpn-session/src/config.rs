@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::address::Address;
 
 /// How one session behaves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SessionConfig {
     /// Where the daemon's management socket is.
     pub address: Address,
@@ -73,7 +73,7 @@ pub enum DisconnectPolicy {
 }
 
 /// A session's waits and intervals, so that tests can have shorter ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Timings {
     /// A TCP connect that takes longer has failed.
     pub connect_deadline: Duration,
