@@ -87,7 +87,6 @@ struct Calls {
 struct Called {
     routes: Routes,
     caller: Caller,
-    activity: Activity,
     calls: Calls,
     /// Its calls whose answers are not out yet.
     under_way: TaskTracker,
@@ -125,7 +124,6 @@ impl hyper::service::Service<Request<Incoming>> for Called {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        self.activity.touch();
         let call = self.under_way.token();
         let Ok(permit) = Arc::clone(&self.calls.free).try_acquire_owned() else {
             let refusal = status::call_limit(self.calls.max).into_http();
@@ -162,7 +160,6 @@ pub(super) async fn serve_http2<S>(
     let called = Called {
         routes,
         caller,
-        activity,
         calls,
         under_way: under_way.clone(),
     };
