@@ -127,7 +127,7 @@ async fn half_open_clients_are_marked_and_counted_apart() -> Result<()> {
         let rows = api.clients(only_half_open.clone()).await?;
         ensure!(
             rows.iter()
-                .all(|row| row.half_open && row.common_name.is_empty()),
+                .all(|row| row.half_open && row.common_name.is_empty() && row.cipher.is_empty()),
             "{rows:?}"
         );
         Ok(rows

@@ -14,7 +14,8 @@ use ovfleet_proto::v1::{
 };
 use ovfleet_tests::{
     Api, Gateway, GatewayConfig, InstanceConfig,
-    api::{Item, reason, timed},
+    api::{reason, timed},
+    events::Item,
     poll_until,
 };
 use tempfile::TempDir;

@@ -7,10 +7,11 @@ use tempfile::TempDir;
 
 use crate::{
     directory::new_directory,
+    log::contains,
     pki::Authority,
     poll::poll_until,
     process::{Process, Signal, find_program, mortal},
-    server::{Proto, Server, contains, write_private},
+    server::{Proto, Server, write_private},
 };
 
 /// A connection takes well under a second; this is for a machine that is busy.

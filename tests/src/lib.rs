@@ -13,7 +13,9 @@ pub mod api;
 mod claim;
 mod client;
 mod directory;
+pub mod events;
 mod gateway;
+mod log;
 mod pki;
 mod poll;
 mod process;
@@ -26,9 +28,10 @@ pub use client::{Client, ClientBuilder, LAB_PASSWORD};
 pub use gateway::{
     CliOutput, Gateway, GatewayConfig, InstanceConfig, TcpListener, TlsFiles, run_cli,
 };
+pub use log::LogLine;
 pub use poll::poll_until;
 pub use process::{Process, Signal};
-pub use server::{LogLine, Management, Proto, Server, ServerBuilder};
+pub use server::{Management, Proto, Server, ServerBuilder};
 pub use tap::{Tap, TapLine};
 
 /// Common names a certificate may carry that a text protocol could trip over.
