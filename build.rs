@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::MessageCodec")
         .extern_path(".google.rpc", "::tonic_types")
         .type_attribute(".", "#[allow(clippy::all)]")
         .compile_fds(descriptors)?;

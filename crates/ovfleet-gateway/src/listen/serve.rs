@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use hyper::{
     Request, Response,
     body::{Body, Frame, Incoming, SizeHint},
@@ -130,12 +131,12 @@ impl hyper::service::Service<Request<Incoming>> for Called {
             return Box::pin(async { Ok(refusal.map(|body| Answer { body, _call: call })) });
         };
         request.extensions_mut().insert(self.caller.clone());
+        // Mapped, not awaited in a block of its own, which would move this large future twice.
         let response = self.routes.clone().call(request);
-        Box::pin(async move {
-            let response = response.await?;
+        Box::pin(response.map(move |response| {
             drop(permit);
-            Ok(response.map(|body| Answer { body, _call: call }))
-        })
+            Ok(response?.map(|body| Answer { body, _call: call }))
+        }))
     }
 }
 
