@@ -9,7 +9,8 @@ CARGO ?= cargo
 TEST_THREADS ?= 8
 # Scenarios run real OpenVPN servers, which takes root: test programs are started
 # through sudo when make is not root. What is built still belongs to its builder.
-AS_ROOT := $(if $(filter-out 0,$(shell id -u)),--config 'target."cfg(unix)".runner = ["sudo", "-E"]')
+THROUGH_SUDO := --config 'target."cfg(unix)".runner = ["sudo", "-E"]'
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),$(THROUGH_SUDO))
 # Of `make fuzz`, over all targets together.
 FUZZ_SECONDS ?= 600
 
@@ -26,7 +27,7 @@ demo: ## A gateway and a living fleet in one process; ARGS="--openvpn" for real 
 test: ## All tests: units, real OpenVPN daemons, callers in Python and JavaScript
 	@scripts/setup openvpn python node examples
 	$(CARGO) build --workspace --bins --tests --locked
-	$(CARGO) test --workspace --locked --no-fail-fast $(AS_ROOT) -- --test-threads $(TEST_THREADS)
+	RUST_LIB_BACKTRACE=0 $(CARGO) test --workspace --locked --no-fail-fast $(AS_ROOT) -- --test-threads $(TEST_THREADS)
 
 check: ## Everything a machine can say about the code without running it
 	@scripts/setup buf
@@ -38,6 +39,7 @@ check: ## Everything a machine can say about the code without running it
 
 bench: ## Measure, and print figures
 	@scripts/setup
+	$(CARGO) build --release --workspace --bins --bench '*' --locked
 	$(CARGO) bench --workspace --locked --bench '*'
 
 fuzz: ## Fuzz the parser and the encoder for FUZZ_SECONDS (600)

@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::MessageCodec")
         .extern_path(".google.rpc", "::tonic_types")
         .type_attribute(".", "#[allow(clippy::all)]")
         // They hold passwords: `src/lib.rs` writes their `Debug`.

@@ -5,10 +5,10 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result};
 use ovfleet_tests::poll_until;
 
-/// How long a process may take until its memory no longer changes.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Readings without a change, 20 ms apart, after which memory counts as settled.
-const SETTLED_READINGS: u32 = 50;
+/// Readings of a process' memory, 20 ms apart.
+const READINGS: usize = 150;
+/// More than they take.
+const READINGS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What was lowest, in the middle and highest of some rounds.
 #[derive(Clone, Copy, Debug)]
@@ -61,23 +61,17 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanos))
 }
 
-/// Memory of a process that is resident, in bytes, once that no longer changes.
-pub(crate) async fn settled_memory(pid: u32) -> Result<u64> {
-    let (mut last, mut unchanged) = (0, 0);
-    poll_until("the memory to settle", SETTLE_TIMEOUT, async || {
-        let now = resident(pid)?;
-        // Some pages come and go with every timer.
-        unchanged = if now.abs_diff(last) < 64 << 10 {
-            unchanged + 1
-        } else {
-            0
-        };
-        if unchanged == 0 {
-            last = now;
-        }
-        Ok((unchanged >= SETTLED_READINGS).then_some(now))
+/// Memory of a process that is resident, in bytes: the middle of some seconds, because
+/// what it takes to read a table comes and goes.
+pub(crate) async fn resident_memory(pid: u32) -> Result<u64> {
+    let mut readings = Vec::with_capacity(READINGS);
+    poll_until("enough readings", READINGS_TIMEOUT, async || {
+        readings.push(resident(pid)?);
+        Ok((readings.len() == READINGS).then_some(()))
     })
-    .await
+    .await?;
+    readings.sort_unstable();
+    readings.get(READINGS / 2).copied().context("no reading")
 }
 
 /// Exact, which `VmRSS` is not.

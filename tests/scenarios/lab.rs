@@ -55,8 +55,9 @@ async fn odd_names_survive_openvpn() -> Result<()> {
 /// to leave in each way there is.
 #[tokio::test]
 async fn clients_come_and_leave_in_every_way() -> Result<()> {
+    // The server's ping timeout, 10 s, must not overtake the delayed exit, 5 s.
     let mut udp = Server::builder("udp")
-        .keepalive(1, 3)
+        .keepalive(1, 5)
         .duplicate_cn()
         .start()
         .await?;

@@ -9,6 +9,7 @@ mod discovery;
 mod faults;
 mod kill;
 mod lab;
+mod modes;
 mod outage;
 mod questions;
 mod refusals;

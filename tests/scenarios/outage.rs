@@ -7,8 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
 use ovfleet_proto::v1::{self, ClientFilter, Condition, Event, GapCause, ListClientsRequest};
 use ovfleet_tests::{
-    Api, Client, Gateway, GatewayConfig, Management, Process, Server, Signal,
-    api::{EventLog, Item, by_name, timed},
+    Api, Client, Gateway, GatewayConfig, InstanceConfig, Management, Process, Server, Signal,
+    api::{all, by_name, by_refs, named, timed},
+    events::{EventLog, Item},
     poll_until,
 };
 
@@ -184,7 +185,7 @@ async fn a_stopped_daemon_is_unresponsive_and_harms_nobody() -> Result<()> {
     poll_until("UNRESPONSIVE", Duration::from_secs(30), async || {
         let asked = Instant::now();
         let request = ListClientsRequest {
-            selector: ovfleet_tests::api::named(&["healthy"]),
+            selector: named(&["healthy"]),
             max_age: Some(prost_types::Duration::default()),
             ..Default::default()
         };
@@ -279,7 +280,7 @@ async fn a_stopped_daemon_is_unresponsive_and_harms_nobody() -> Result<()> {
                 ensure!(clients.len() == 2, "{clients:#?}");
             } else {
                 let signal = v1::SignalInstancesRequest {
-                    selector: ovfleet_tests::api::named(&["stopped"]),
+                    selector: named(&["stopped"]),
                     signal: v1::Signal::Sigusr2.into(),
                     ..Default::default()
                 };
@@ -314,8 +315,8 @@ async fn an_action_answers_before_its_deadline() -> Result<()> {
     hanging.signal(Signal::STOP)?;
 
     let mut request = tonic::Request::new(v1::KillClientsRequest {
-        selector: ovfleet_tests::api::all(),
-        filter: Some(ovfleet_tests::api::by_refs(refs)),
+        selector: all(),
+        filter: Some(by_refs(refs)),
         mode: v1::KillMode::Halt.into(),
         request_id: "hanging".to_owned(),
         ..Default::default()
@@ -438,8 +439,8 @@ async fn a_held_daemon_is_released_unless_it_shall_hold() -> Result<()> {
     let mut released = Server::builder("released").hold().start().await?;
     let kept = Server::builder("kept").hold().start().await?;
     let gateway = GatewayConfig::new()
-        .instance(ovfleet_tests::InstanceConfig::of(&released))
-        .instance(ovfleet_tests::InstanceConfig::of(&kept).set("hold", "keep"))
+        .instance(InstanceConfig::of(&released))
+        .instance(InstanceConfig::of(&kept).set("hold", "keep"))
         .start()
         .await?;
     let mut api = Api::connect(&gateway).await?;

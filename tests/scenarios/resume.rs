@@ -14,11 +14,13 @@ use ovfleet_proto::v1::{
 };
 use ovfleet_tests::{
     Api, Gateway, GatewayConfig, InstanceConfig,
-    api::{Item, reason, timed},
+    api::{reason, timed},
+    events::Item,
     poll_until,
 };
 use tempfile::TempDir;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 /// A simulated daemon says at once what it has to say.
 const SOON: Duration = Duration::from_secs(20);
@@ -225,11 +227,11 @@ async fn a_cursor_that_fell_out_gives_the_gap_first() -> Result<()> {
         .count();
     ensure!(gaps == 1, "{gaps} gaps");
 
-    let strict = StreamEventsRequest {
+    let strict = |cursor| StreamEventsRequest {
         on_gap: GapPolicy::Fail.into(),
         ..clients_from(Start::Cursor(cursor))
     };
-    let status = match fleet.api.events.stream_events(strict).await {
+    let status = match fleet.api.events.stream_events(strict(cursor)).await {
         Err(status) => status,
         Ok(stream) => stream
             .into_inner()
@@ -243,6 +245,17 @@ async fn a_cursor_that_fell_out_gives_the_gap_first() -> Result<()> {
         reason(&status).as_deref() == Some("CURSOR_COMPACTED"),
         "{status:?}"
     );
+    // The cursor that comes with the refusal is one that is not refused.
+    let info = status.get_details_error_info().context("no details")?;
+    let oldest = info.metadata.get("oldest").context("no oldest cursor")?;
+    let mut stream = fleet
+        .api
+        .events
+        .stream_events(strict(oldest.clone()))
+        .await?
+        .into_inner();
+    let frame = stream.message().await?.and_then(|message| message.frame);
+    ensure!(matches!(frame, Some(Frame::Batch(_))), "{frame:?}");
     Ok(())
 }
 

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use ovfleet_proto::v1::{ClientFilter, KillClientsRequest, KillMode, Outcome};
 use ovfleet_tests::{
     Api, Client, GatewayConfig, Server, Signal,
-    api::{Item, all, by_name},
+    api::{all, by_name},
+    events::Item,
     poll_until,
 };
 
@@ -92,10 +93,14 @@ async fn a_crash_does_not_stand_in_the_way() -> Result<()> {
     Ok(())
 }
 
-/// SIGINT is what a person at a terminal sends; it means the same.
+/// SIGINT is what a person at a terminal sends; it means the same. SIGHUP is what one
+/// sends by habit.
 #[tokio::test]
 async fn sigint_drains_too() -> Result<()> {
     let mut gateway = GatewayConfig::new().start().await?;
+    // Asked to reload, which it does not do by signal, it must not die.
+    gateway.signal(Signal::HUP)?;
+    Api::connect(&gateway).await?.instances().await?;
     gateway.signal(Signal::INT)?;
     let status = gateway.wait_ended(DRAIN).await?;
     ensure!(status.success(), "{status}: {}", gateway.log());

@@ -7,16 +7,19 @@ use tempfile::TempDir;
 
 use crate::{
     directory::new_directory,
+    log::contains,
     pki::Authority,
     poll::poll_until,
     process::{Process, Signal, find_program, mortal},
-    server::{Proto, Server, contains, write_private},
+    server::{Proto, Server, write_private},
 };
 
 /// A connection takes well under a second; this is for a machine that is busy.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// After SIGTERM a client with an exit notice lingers for about a second.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What every client with a username has for a password; it must appear nowhere else.
+pub const LAB_PASSWORD: &str = "never-to-be-seen-7261";
 /// What OpenVPN says each time its connection is complete.
 const CONNECTED: &[u8] = b"Initialization Sequence Completed";
 
@@ -126,7 +129,10 @@ impl ClientBuilder {
         }
         if let Some(username) = &self.username {
             let path = directory.join("login");
-            fs::write(&path, [username.as_slice(), b"\npassword\n"].concat())?;
+            fs::write(
+                &path,
+                [username.as_slice(), b"\n", LAB_PASSWORD.as_bytes(), b"\n"].concat(),
+            )?;
             lines.push(format!("auth-user-pass {}", path.display()));
         }
         lines.extend(self.options.iter().cloned());

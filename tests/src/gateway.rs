@@ -58,6 +58,7 @@ pub struct GatewayConfig {
     root: toml::Table,
     instances: Vec<InstanceConfig>,
     tcp: Option<TcpListener>,
+    environment: Vec<(String, String)>,
 }
 
 /// A running `ovfleet serve`.
@@ -66,6 +67,7 @@ pub struct Gateway {
     process: Process,
     directory: TempDir,
     claim: Claim,
+    environment: Vec<(String, String)>,
 }
 
 /// What a run of the command line gave.
@@ -142,6 +144,7 @@ impl GatewayConfig {
             root,
             instances: Vec::new(),
             tcp: None,
+            environment: Vec::new(),
         }
     }
 
@@ -167,6 +170,13 @@ impl GatewayConfig {
         self
     }
 
+    /// Sets a variable of the process' environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Listens on a TCP port of 127.0.0.1 too, [`Gateway::tcp_address`].
     #[must_use]
     pub fn listen_tcp(mut self, listener: TcpListener) -> Self {
@@ -178,16 +188,18 @@ impl GatewayConfig {
     ///
     /// # Errors
     /// There is no binary, or it does not come up; its last words are in the error.
-    pub async fn start(self) -> Result<Gateway> {
+    pub async fn start(mut self) -> Result<Gateway> {
+        let environment = std::mem::take(&mut self.environment);
         let directory = new_directory()?;
         let claim = Claim::take()?;
         let config = config_path(&directory);
         write_private(&config, &self.render(directory.path(), &claim)?)?;
-        let process = spawn(&directory)?;
+        let process = spawn(&directory, &environment)?;
         let mut gateway = Gateway {
             process,
             directory,
             claim,
+            environment,
         };
         gateway.wait_ready().await?;
         Ok(gateway)
@@ -341,7 +353,7 @@ impl Gateway {
     /// # Errors
     /// It does not come up.
     pub async fn start_again(&mut self) -> Result<()> {
-        self.process = spawn(&self.directory)?;
+        self.process = spawn(&self.directory, &self.environment)?;
         self.wait_ready().await
     }
 
@@ -400,13 +412,14 @@ fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn spawn(directory: &TempDir) -> Result<Process> {
+fn spawn(directory: &TempDir, environment: &[(String, String)]) -> Result<Process> {
     let mut command = mortal(binary()?);
     command
         .arg("serve")
         .arg("--config")
         .arg(config_path(directory));
     command.current_dir(directory.path());
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     Process::start("the gateway", command, &directory.path().join("log"))
 }
 

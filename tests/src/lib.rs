@@ -13,7 +13,9 @@ pub mod api;
 mod claim;
 mod client;
 mod directory;
+pub mod events;
 mod gateway;
+mod log;
 mod pki;
 mod poll;
 mod process;
@@ -22,13 +24,14 @@ pub mod status;
 mod tap;
 
 pub use api::Api;
-pub use client::{Client, ClientBuilder};
+pub use client::{Client, ClientBuilder, LAB_PASSWORD};
 pub use gateway::{
     CliOutput, Gateway, GatewayConfig, InstanceConfig, TcpListener, TlsFiles, run_cli,
 };
+pub use log::LogLine;
 pub use poll::poll_until;
 pub use process::{Process, Signal};
-pub use server::{LogLine, Management, Proto, Server, ServerBuilder};
+pub use server::{Management, Proto, Server, ServerBuilder};
 pub use tap::{Tap, TapLine};
 
 /// Common names a certificate may carry that a text protocol could trip over.

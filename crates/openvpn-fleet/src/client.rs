@@ -301,7 +301,11 @@ impl Client {
     /// Cipher of the data channel; empty when unknown.
     #[must_use]
     pub fn cipher(&self) -> &[u8] {
-        self.cipher.as_deref().unwrap_or_default()
+        match &self.cipher {
+            // What a daemon shows before the handshake has chosen one is a placeholder (BF-CBC).
+            Some(cipher) if !self.half_open => cipher,
+            _ => b"",
+        }
     }
 
     /// Its peer ID, where the daemon has one.

@@ -1,5 +1,6 @@
 //! Which clients are meant: the same for lists, watches, events and kills.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,18 +9,20 @@ use openvpn_management::Cid;
 use crate::event::EventClient;
 use crate::name::{ClientRef, Generation, InstanceName};
 
-/// Most values in one field of a filter.
+/// Most references, common names or usernames in a filter.
 pub const FILTER_VALUES_MAX: usize = 10_000;
+/// Most real or virtual addresses in a filter: each client is compared with every one of them.
+pub const ADDRESS_PATTERNS_MAX: usize = 1_000;
 
 /// Which clients are meant. Fields are joined by AND, the values of one field by OR; an empty field does not restrict.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientFilter {
     /// These clients and no others.
-    pub refs: Vec<ClientRef>,
+    pub refs: BTreeSet<ClientRef>,
     /// Common names, byte by byte.
-    pub common_names: Vec<Vec<u8>>,
+    pub common_names: BTreeSet<Vec<u8>>,
     /// Usernames, byte by byte.
-    pub usernames: Vec<Vec<u8>>,
+    pub usernames: BTreeSet<Vec<u8>>,
     /// Where the client comes from.
     pub real_addresses: Vec<AddressPattern>,
     /// Addresses inside the VPN.
@@ -193,20 +196,17 @@ impl ClientFilter {
     /// Whether `client`, on this gateway, is meant.
     #[must_use]
     pub fn matches(&self, gateway: &crate::name::GatewayName, client: &ClientIdentity<'_>) -> bool {
-        let is_ref = |wanted: &ClientRef| {
-            wanted.cid == client.cid
-                && wanted.generation == client.generation
-                && wanted.instance == *client.instance
-                && wanted.gateway == *gateway
+        let is_named = || {
+            self.refs.contains(&ClientRef {
+                gateway: gateway.clone(),
+                instance: client.instance.clone(),
+                generation: client.generation,
+                cid: client.cid,
+            })
         };
-        (self.refs.is_empty() || self.refs.iter().any(is_ref))
-            && self.matches_apart_from_refs(client)
-    }
-
-    /// Whether `client` is meant, whatever the refs say.
-    fn matches_apart_from_refs(&self, client: &ClientIdentity<'_>) -> bool {
-        any_or_empty(&self.common_names, |name| name == client.common_name)
-            && any_or_empty(&self.usernames, |name| name == client.username)
+        (self.refs.is_empty() || is_named())
+            && contains_or_empty(&self.common_names, client.common_name)
+            && contains_or_empty(&self.usernames, client.username)
             && self
                 .half_open
                 .is_none_or(|half_open| half_open == client.half_open)
@@ -218,8 +218,8 @@ impl ClientFilter {
     }
 }
 
-fn any_or_empty<T>(values: &[T], matches: impl FnMut(&T) -> bool) -> bool {
-    values.is_empty() || values.iter().any(matches)
+fn contains_or_empty(values: &BTreeSet<Vec<u8>>, value: &[u8]) -> bool {
+    values.is_empty() || values.contains(value)
 }
 
 fn matches_real(patterns: &[AddressPattern], text: &[u8]) -> bool {

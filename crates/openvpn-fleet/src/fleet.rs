@@ -1,17 +1,15 @@
 //! The fleet: every instance, by name.
 
 use std::collections::{HashMap, HashSet};
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
-use futures_util::FutureExt as _;
-use openvpn_session::{DialPacer, Moment, Observation, Observer as _, Session};
+use openvpn_session::DialPacer;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, error, info_span};
@@ -23,14 +21,13 @@ use crate::client::Interner;
 use crate::event::{Detail, Event, Inventory};
 use crate::instance::Instance;
 use crate::journal::{Journal, JournalConfig};
+use crate::keeper::keep_session;
 use crate::name::{CallerName, GatewayName, InstanceName, InstanceUid, Labels, RequestId};
 use crate::observer::InstanceObserver;
 use crate::requests::Requests;
 use crate::selector::{InstancePath, Selector};
 use crate::spec::InstanceSpec;
 
-/// How long a session that panicked stays away before it is begun anew.
-const RESTART_DELAY: Duration = Duration::from_millis(500);
 /// How long a session may take to end when its instance is removed or changed.
 const SESSION_END_MAX: Duration = Duration::from_secs(2);
 
@@ -393,7 +390,12 @@ impl Shared {
             journal: Arc::clone(&self.journal),
             interner: Arc::clone(&self.interner),
         };
-        let keep = keep_session(observer, Arc::clone(&self.pacer), cancel.clone());
+        let keep = keep_session(
+            Arc::clone(instance),
+            observer,
+            Arc::clone(&self.pacer),
+            cancel.clone(),
+        );
         let span = info_span!("session", instance = %instance.name());
         let task = self.tasks.spawn(keep.instrument(span));
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -412,44 +414,6 @@ impl Shared {
         if timeout(SESSION_END_MAX, &mut task).await.is_err() {
             error!(instance = %name, "the session did not end in time");
             task.abort();
-        }
-    }
-}
-
-/// Keeps one instance's session until cancelled; one that panics is begun anew, alone.
-async fn keep_session(
-    observer: InstanceObserver,
-    pacer: Arc<DialPacer>,
-    cancel: CancellationToken,
-) {
-    loop {
-        let config = observer.instance.spec().session.clone();
-        let (handle, session) = Session::new(config, observer.clone(), Arc::clone(&pacer));
-        observer.instance.set_handle(handle);
-        let ended = AssertUnwindSafe(session.run(cancel.clone()))
-            .catch_unwind()
-            .await;
-        let reason = match ended {
-            Ok(()) => "the session was ended",
-            Err(_) => "the session failed",
-        };
-        // A session says itself that it ended, unless it could not.
-        if observer
-            .instance
-            .with_table(|table| table.memory.is_greeted())
-        {
-            let reason = reason.to_owned();
-            observer
-                .clone()
-                .observe(Observation::Detached { reason }, Moment::now());
-        }
-        if ended.is_ok() {
-            return;
-        }
-        error!("the session's task panicked; it is begun anew");
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = sleep(RESTART_DELAY) => {}
         }
     }
 }

@@ -21,8 +21,8 @@ pub struct Instance {
     gateway: GatewayName,
     name: InstanceName,
     uid: InstanceUid,
-    /// What was configured last. Locked to copy or replace the pointer.
-    spec: RwLock<Arc<InstanceSpec>>,
+    /// What was configured last, and its tag. Locked to copy or replace the pointers.
+    spec: RwLock<(Arc<InstanceSpec>, Arc<str>)>,
     /// What is known. Written by the session's task for each thing it learns, by kills for their marks; never held
     /// across an await.
     table: RwLock<Table>,
@@ -50,7 +50,7 @@ impl Instance {
             gateway,
             name: spec.name.clone(),
             uid,
-            spec: RwLock::new(Arc::new(spec)),
+            spec: RwLock::new(tagged(spec)),
             revision: AtomicU64::new(table.revision()),
             table: RwLock::new(table),
             changed: Notify::new(),
@@ -89,7 +89,16 @@ impl Instance {
     /// What was configured.
     #[must_use]
     pub fn spec(&self) -> Arc<InstanceSpec> {
-        Arc::clone(&self.spec.read().unwrap_or_else(PoisonError::into_inner))
+        self.spec_and_etag().0
+    }
+
+    /// What was configured, and its [`InstanceSpec::etag`], made once because every read shows it.
+    #[must_use]
+    pub fn spec_and_etag(&self) -> (Arc<InstanceSpec>, Arc<str>) {
+        self.spec
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Its labels.
@@ -173,8 +182,8 @@ impl Instance {
     }
 
     pub(crate) fn set_spec(&self, spec: InstanceSpec) {
-        let spec = Arc::new(spec);
-        *self.spec.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&spec);
+        let (spec, etag) = tagged(spec);
+        *self.spec.write().unwrap_or_else(PoisonError::into_inner) = (Arc::clone(&spec), etag);
         self.update(|table| {
             table.labels = spec.labels.clone();
             table.hold = spec.session.hold;
@@ -191,4 +200,9 @@ impl Instance {
         let handle = self.handle.read().unwrap_or_else(PoisonError::into_inner);
         handle.clone().ok_or(CallError::NotSent(NotSent::Closed))
     }
+}
+
+fn tagged(spec: InstanceSpec) -> (Arc<InstanceSpec>, Arc<str>) {
+    let etag = spec.etag().into();
+    (Arc::new(spec), etag)
 }

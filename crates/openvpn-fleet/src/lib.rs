@@ -20,6 +20,7 @@ mod filter;
 mod fleet;
 mod instance;
 pub mod journal;
+mod keeper;
 mod kill;
 mod label;
 mod name;
@@ -49,8 +50,8 @@ pub use event::{
 };
 pub use event_filter::{EventFilter, KindError, KindSet};
 pub use filter::{
-    AddressPattern, AddressPatternError, ClientFilter, ClientIdentity, FILTER_VALUES_MAX,
-    parse_real_address,
+    ADDRESS_PATTERNS_MAX, AddressPattern, AddressPatternError, ClientFilter, ClientIdentity,
+    FILTER_VALUES_MAX, parse_real_address,
 };
 pub use fleet::{Changes, Fleet, FleetConfig, NameClash, Selection};
 pub use instance::Instance;

@@ -110,7 +110,7 @@ name! {
 }
 
 /// Labels of an instance, for selection and roll-up. Cheap to clone: events carry them.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Labels(Arc<BTreeMap<String, String>>);
 
 impl Labels {

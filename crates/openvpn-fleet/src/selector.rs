@@ -1,5 +1,7 @@
 //! Which instances are meant.
 
+use std::collections::BTreeSet;
+
 use crate::label::LabelExpression;
 use crate::name::{GatewayName, InstanceName, Labels};
 
@@ -10,7 +12,7 @@ pub const SELECTOR_NAMES_MAX: usize = 10_000;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selector {
     /// Names, each with or without its gateway. Empty: whatever the name.
-    pub names: Vec<InstancePath>,
+    pub names: BTreeSet<InstancePath>,
     /// What the labels must be like. Empty: whatever the labels.
     pub labels: LabelExpression,
     /// Every instance was asked for in so many words; reads take an empty selector for it, actions do not.
@@ -24,14 +26,6 @@ pub struct InstancePath {
     pub gateway: Option<GatewayName>,
     /// The instance.
     pub instance: InstanceName,
-}
-
-impl InstancePath {
-    /// Whether the instance of that name on `gateway` is meant.
-    #[must_use]
-    pub fn matches(&self, gateway: &GatewayName, instance: &InstanceName) -> bool {
-        self.instance == *instance && self.gateway.as_ref().is_none_or(|named| named == gateway)
-    }
 }
 
 impl std::str::FromStr for InstancePath {
@@ -83,11 +77,18 @@ impl Selector {
     /// Whether an instance is meant.
     #[must_use]
     pub fn matches(&self, gateway: &GatewayName, instance: &InstanceName, labels: &Labels) -> bool {
-        (self.names.is_empty()
-            || self
-                .names
-                .iter()
-                .any(|path| path.matches(gateway, instance)))
-            && self.labels.matches(labels)
+        self.names_match(gateway, instance) && self.labels.matches(labels)
+    }
+
+    fn names_match(&self, gateway: &GatewayName, instance: &InstanceName) -> bool {
+        let mut path = InstancePath {
+            gateway: None,
+            instance: instance.clone(),
+        };
+        if self.names.is_empty() || self.names.contains(&path) {
+            return true;
+        }
+        path.gateway = Some(gateway.clone());
+        self.names.contains(&path)
     }
 }

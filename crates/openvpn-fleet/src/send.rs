@@ -237,15 +237,23 @@ pub(crate) fn record_started(shared: &Shared, running: &Running, targets: usize)
     ))));
 }
 
-/// Tells the journal what became of an action.
+/// Tells the journal what became of an action, and the log, for the record, whom it hit.
 pub(crate) fn record_finished(
     shared: &Shared,
     running: &Running,
-    outcomes: impl Iterator<Item = Outcome>,
+    targets: impl Iterator<Item = (String, Outcome)>,
 ) {
     let mut counts = std::collections::BTreeMap::new();
-    for outcome in outcomes {
+    for (target, outcome) in targets {
         *counts.entry(outcome).or_insert(0) += 1;
+        tracing::info!(
+            request_id = %running.action.request_id,
+            caller = %running.action.caller,
+            method = running.method.as_str(),
+            target,
+            outcome = outcome.as_str(),
+            "action target"
+        );
     }
     let targets = counts.values().sum::<u64>();
     let counts: Vec<_> = counts.into_iter().collect();

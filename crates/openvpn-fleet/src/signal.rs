@@ -212,11 +212,11 @@ async fn run(
             Some(TargetError::NoTime | TargetError::Cancelled | TargetError::NotSeen { .. })
         )
     });
-    record_finished(
-        &shared,
-        &running,
-        report.results.iter().map(|result| result.outcome),
-    );
+    let targets = report.results.iter().map(|result| {
+        let target = format!("{}/{}", result.gateway, result.instance);
+        (target, result.outcome)
+    });
+    record_finished(&shared, &running, targets);
     Ok(ActionResult::Signal(Arc::new(report)))
 }
 

@@ -7,7 +7,7 @@ use openvpn_session::SessionConfig;
 use crate::name::{InstanceName, Labels};
 
 /// What an operator or a discovery source says of an instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct InstanceSpec {
     /// Name, unique on its gateway.
     pub name: InstanceName,
@@ -35,7 +35,7 @@ impl InstanceSpec {
     #[must_use]
     pub fn etag(&self) -> String {
         let mut hasher = DefaultHasher::new();
-        format!("{self:?}").hash(&mut hasher);
+        self.hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 }

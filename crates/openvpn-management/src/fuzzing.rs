@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use crate::command::{BLOCK_LINE_BYTES_MAX, LINE_BYTES_SENT_MAX, PARAMETER_BYTES_MAX};
+use crate::command::{
+    BLOCK_LINE_BYTES_MAX, BLOCK_LINES_MAX, LINE_BYTES_SENT_MAX, PARAMETER_BYTES_MAX,
+};
 use crate::daemon::{InputLines, lex};
 use crate::{
     Cid, Command, CommandId, Connection, HistoryDepth, HistoryRequest, Kid, KillMessage, Limits,
@@ -61,6 +63,9 @@ pub fn action_commands() -> Vec<Command> {
         Command::AuthRetry(Some(crate::AuthRetry::None)),
         Command::Net,
         Command::Exit,
+        Command::PkSig {
+            lines: vec!["QUJD".into()],
+        },
     ]
 }
 
@@ -248,9 +253,10 @@ fn may_be_refused(words: &[Vec<u8>], block: Option<&[Vec<u8>]>) -> bool {
         .any(|word| controls(word) || word.len() > PARAMETER_BYTES_MAX)
         || longest_line > LINE_BYTES_SENT_MAX
         || block.is_some_and(|block| {
-            block
-                .iter()
-                .any(|line| controls(line) || line == b"END" || line.len() > BLOCK_LINE_BYTES_MAX)
+            block.len() > BLOCK_LINES_MAX
+                || block.iter().any(|line| {
+                    controls(line) || line == b"END" || line.len() > BLOCK_LINE_BYTES_MAX
+                })
         })
 }
 

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use openvpn_management::{
-    AuthRetry, Cid, Command, CommandId, Connection, EncodeError, HistoryDepth, HistoryRequest,
+    AuthRetry, Cid, Command, CommandId, Connection, EncodeError, HistoryDepth, HistoryRequest, Kid,
     Limits, LinesTold, Notification, Output, RawCommand, Reply, Secret, SendError, StatusFormat,
     Violation,
 };
@@ -470,6 +470,94 @@ fn answers_of_several_lines_are_read_to_their_last() {
     let outputs = lab.hear(b"1,CONNECTING,,,,,,\r\nEND\r\n");
     assert!(
         matches!(&outputs[..], [Output::Reply { id: of, result: Ok(Reply::States(rows)), .. }] if *of == id && rows.records.len() == 1),
+        "{outputs:?}"
+    );
+}
+
+/// A block that nobody asked for is refused at its first line, and OpenVPN runs the others as commands: their answers
+/// must not be taken for those of the next commands.
+#[test]
+fn answers_to_the_lines_of_a_refused_block_are_skipped() {
+    let mut lab = Lab::greeted();
+    let certificate = Command::Certificate {
+        lines: vec!["-----BEGIN CERTIFICATE-----".into()],
+    };
+    let id = lab.send(
+        &certificate,
+        "certificate\n-----BEGIN CERTIFICATE-----\nEND\n",
+    );
+    assert_eq!(
+        lab.hear(b"ERROR: The certificate command is not currently available\r\n"),
+        []
+    );
+    assert_eq!(lab.written(), "load-stats\n");
+    assert_eq!(
+        lab.hear(b"ERROR: unknown command\r\nERROR: unknown command\r\n"),
+        []
+    );
+    let outputs = lab.hear(b"SUCCESS: nclients=1,bytesin=2,bytesout=3\r\n");
+    assert!(
+        matches!(&outputs[..], [Output::Reply { id: of, .. }] if *of == id),
+        "{outputs:?}"
+    );
+    assert_eq!(
+        rejected(&outputs[0]),
+        "The certificate command is not currently available"
+    );
+    assert!(lab.connection.is_ready());
+
+    // The deadline holds meanwhile, and `load-stats` is what is owed.
+    let id = lab.send(
+        &certificate,
+        "certificate\n-----BEGIN CERTIFICATE-----\nEND\n",
+    );
+    lab.hear(b"ERROR: The certificate command is not currently available\r\n");
+    assert_eq!(lab.written(), "load-stats\n");
+    assert_eq!(lab.wait(), [Output::Unanswered { id }]);
+    assert_eq!(lab.written(), "pid\n");
+    let outputs = lab.hear(
+        b"ERROR: x\r\nERROR: x\r\nSUCCESS: nclients=1,bytesin=2,bytesout=3\r\nSUCCESS: pid=1\r\n",
+    );
+    assert!(
+        matches!(
+            &outputs[..],
+            [Output::Reply { late: true, .. }, Output::Responsive]
+        ),
+        "{outputs:?}"
+    );
+
+    // Refused when it is late: the fence is behind the block already.
+    lab.send(
+        &certificate,
+        "certificate\n-----BEGIN CERTIFICATE-----\nEND\n",
+    );
+    lab.wait();
+    assert_eq!(lab.written(), "load-stats\n");
+    let outputs = lab.hear(b"ERROR: x\r\nERROR: y\r\nSUCCESS: nclients=1,bytesin=2,bytesout=3\r\n");
+    assert!(
+        matches!(
+            &outputs[..],
+            [
+                Output::Reply { late: true, .. },
+                Output::Unsolicited(_),
+                Output::Responsive
+            ]
+        ),
+        "{outputs:?}"
+    );
+
+    // `client-auth` reads its block in any case.
+    let id = lab.send(
+        &Command::ClientAuth {
+            cid: Cid(1),
+            kid: Kid(1),
+            config: vec![],
+        },
+        "client-auth 1 1\nEND\n",
+    );
+    let outputs = lab.hear(b"ERROR: client-auth command failed\r\n");
+    assert!(
+        matches!(&outputs[..], [Output::Reply { id: of, .. }] if *of == id),
         "{outputs:?}"
     );
 }

@@ -120,6 +120,25 @@ fn rows_that_are_not_what_the_header_says_are_quarantined() {
     );
 }
 
+/// Rows keep 16-bit offsets: a longer row must not be cut to other fields.
+#[test]
+fn row_of_more_than_64_kib_is_quarantined() {
+    for length in [65_000, 66_000] {
+        let name = "x".repeat(length);
+        let row = format!(
+            "CLIENT_LIST\t{name}\t1.2.3.4:5\t\t\t0\t0\tx\t1795186701\tUNDEF\t0\t0\tBF-CBC\n"
+        );
+        let snapshot = parse(&format!("TITLE\tx\n{HEADER}{row}"));
+        let names: Vec<_> = snapshot
+            .clients()
+            .map(|client| client.common_name.len())
+            .collect();
+        let fits = length < 65_536;
+        assert_eq!(names, if fits { vec![length] } else { vec![] });
+        assert_eq!(snapshot.quarantined().count, u64::from(!fits));
+    }
+}
+
 /// OpenVPN says 4294967295 for no peer ID: shown as a number it would look like one.
 #[test]
 fn undefined_peer_id_is_none() {

@@ -7,7 +7,7 @@ use crate::address::Address;
 use crate::tls::Pin;
 
 /// How one session behaves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SessionConfig {
     /// Where the daemon's management socket is.
     pub address: Address,
@@ -66,7 +66,7 @@ impl SessionConfig {
 }
 
 /// How the server at a `tls:` address is known, and how we are. Without `ca` and `pin` nothing is dialled.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct TlsConfig {
     /// The authorities, in PEM form, one of which vouches for the server's name.
     pub ca: Option<PathBuf>,
@@ -118,7 +118,7 @@ impl TlsConfig {
 }
 
 /// The Unix socket on which a daemon dials in, and who may.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DialInConfig {
     /// Mode of the socket file.
     pub mode: u32,
@@ -161,7 +161,7 @@ pub enum DisconnectPolicy {
 }
 
 /// A session's waits and intervals, so that tests can have shorter ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Timings {
     /// A TCP connect that takes longer has failed.
     pub connect_deadline: Duration,

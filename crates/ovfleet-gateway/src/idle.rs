@@ -20,7 +20,7 @@ pub(crate) struct Activity(Arc<Mutex<State>>);
 struct State {
     /// Connections of callers now.
     connections: usize,
-    /// The last call, or the end of the last connection.
+    /// The end of the last connection.
     last: Instant,
 }
 
@@ -40,10 +40,6 @@ impl Activity {
         access(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn touch(&self) {
-        self.with(|state| state.last = Instant::now());
-    }
-
     pub(crate) fn caller_present(&self) -> CallerPresent {
         self.with(|state| state.connections += 1);
         CallerPresent(self.clone())
@@ -54,7 +50,7 @@ impl Activity {
         self.with(|state| state.connections)
     }
 
-    /// For how long nobody has called; zero while somebody is connected.
+    /// For how long no caller was connected; zero while somebody is connected.
     pub(crate) fn quiet_for(&self) -> Duration {
         self.with(|state| match state.connections {
             0 => state.last.elapsed(),

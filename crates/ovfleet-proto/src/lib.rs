@@ -3,6 +3,8 @@
 //! The contract is `proto/ovfleet/v1/*.proto` at the root of the repository;
 //! its comments are the manual and become the documentation of these types.
 
+mod codec;
+
 /// The `ovfleet.v1` package.
 pub mod v1 {
     tonic::include_proto!("ovfleet.v1");

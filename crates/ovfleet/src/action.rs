@@ -144,7 +144,7 @@ pub(crate) fn signal_table(results: &[SignalResult]) -> Table {
     ]);
     for result in results {
         table.row([
-            full_name(&result.gateway, &result.instance).into(),
+            escape(&result.instance).into(),
             count(result.clients).into(),
             outcome(result.outcome),
             status_words(result.status.as_ref()).into(),

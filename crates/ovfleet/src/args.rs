@@ -53,7 +53,8 @@ pub(crate) struct CallerArgs {
     /// The name in the gateway's certificate, where it is not the host's
     #[arg(long, global = true, value_name = "NAME", help_heading = GATEWAY)]
     pub(crate) tls_name: Option<String>,
-    /// How long a call may take, such as 10s (default: 30s; what a rolling signal needs)
+    /// How long a call may take, such as 10s (default: 30s, or what a rolling signal needs); streams
+    /// take as long as they like
     #[arg(long, global = true, value_name = "TIME", value_parser = duration, help_heading = GATEWAY)]
     pub(crate) timeout: Option<Duration>,
     /// Output: json is the JSON mapping of the API, in one document; jsonl one row per line

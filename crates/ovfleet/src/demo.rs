@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use ovfleet_gateway::{Config, Gateway as Server};
 use ovfleet_proto::v1::{GetSummaryRequest, ListClientsRequest, Totals};
 use tokio::{
+    signal::unix::SignalKind,
     task::JoinHandle,
     time::{Instant, sleep},
 };
@@ -23,7 +24,8 @@ use crate::{
     failure::{Failure, Outcome, Verdict},
     gateway::Gateway,
     output::Output,
-    serve::{SHUTDOWN_GRACE, told_to_end},
+    serve::SHUTDOWN_GRACE,
+    signals::Signals,
     table::Tone,
 };
 use member::Member;
@@ -38,7 +40,11 @@ const KINDS: &str = "client.*,action.*,instance.attached,instance.detached,\
 
 pub(crate) async fn run(args: DemoArgs, caller: CallerArgs, output: &mut Output) -> Outcome {
     // From before there is anything that has to be cleaned away.
-    let told_to_end = told_to_end();
+    let mut end_signals = Signals::listen(&[
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ])?;
     // Everything is in here, and goes with it.
     let dir = tempfile::Builder::new()
         .prefix("ovfleet-demo-")
@@ -47,35 +53,19 @@ pub(crate) async fn run(args: DemoArgs, caller: CallerArgs, output: &mut Output)
     check_port(args.port)?;
 
     let living = CancellationToken::new();
-    let (members, mut life) = start_fleet(dir.path(), args.openvpn, &living).await?;
-    let server = start_gateway(dir.path(), &members, args.port).await?;
-    let url = server.addresses().grpc.concat();
-    let gateway = Gateway::connect(&CallerArgs {
-        gateway: Some(url.clone()),
-        ..caller
-    })
-    .await?;
-
-    let totals = settle(&gateway, members.len()).await;
-    output.text(&introduction(
-        &args,
-        &url,
-        &totals,
-        someone(&gateway).await.as_deref(),
-        output,
-    ))?;
-
-    let mut stream = EventStream::new(events_args());
-    let end = async {
-        match args.duration {
-            Some(duration) => sleep(duration).await,
-            None => pending().await,
-        }
+    let start = async {
+        let (members, life) = start_fleet(dir.path(), args.openvpn, &living).await?;
+        let server = start_gateway(dir.path(), &members, args.port).await?;
+        anyhow::Ok((members.len(), life, server))
     };
+    let (instances, mut life, server) = tokio::select! {
+        started = start => started?,
+        () = end_signals.next() => return Ok(Verdict::Done),
+    };
+
     let outcome = tokio::select! {
-        outcome = stream.run(&gateway, output) => outcome,
-        signal = told_to_end => signal,
-        () = end => Ok(Verdict::Done),
+        outcome = show(&args, caller, &server, instances, output) => outcome,
+        () = end_signals.next() => Ok(Verdict::Done),
         outcome = &mut life => Err(match outcome {
             Ok(Err(error)) => error.into(),
             Ok(Ok(())) | Err(_) => Failure::Failed("the fleet ended by itself".to_owned()),
@@ -88,6 +78,43 @@ pub(crate) async fn run(args: DemoArgs, caller: CallerArgs, output: &mut Output)
         let _ = life.await;
     }
     outcome
+}
+
+/// Says what to try, and then what happens, for as long as was asked for.
+async fn show(
+    args: &DemoArgs,
+    caller: CallerArgs,
+    server: &Server,
+    instances: usize,
+    output: &mut Output,
+) -> Outcome {
+    let url = server.addresses().grpc.concat();
+    let caller = CallerArgs {
+        gateway: Some(url.clone()),
+        ..caller
+    };
+    let gateway = Gateway::connect(&caller).await?;
+    let totals = settle(&gateway, instances).await;
+    let someone = someone(&gateway).await;
+    output.text(&introduction(
+        args,
+        &url,
+        &totals,
+        someone.as_deref(),
+        output,
+    ))?;
+
+    let mut stream = EventStream::new(events_args());
+    let end = async {
+        match args.duration {
+            Some(duration) => sleep(duration).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        outcome = stream.run(&gateway, output) => outcome,
+        () = end => Ok(Verdict::Done),
+    }
 }
 
 /// Starts the daemons and their crowd, which lives until `living` is cancelled.

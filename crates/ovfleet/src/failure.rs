@@ -110,7 +110,7 @@ pub(crate) fn reason(status: &Status) -> String {
 /// What a call's status means: `gateway` is the address that was called.
 pub(crate) fn explain(status: &Status, gateway: &str) -> Failure {
     if is_timeout(status) {
-        return Failure::Failed(format!(
+        return Failure::Unreached(format!(
             "the gateway at {gateway} did not answer in time; --timeout gives it longer"
         ));
     }

@@ -8,13 +8,14 @@ use std::{
     time::Duration,
 };
 
+use ovfleet_gateway::DEFAULT_SOCKET;
 use ovfleet_proto::v1::{
     control_service_client::ControlServiceClient, event_service_client::EventServiceClient,
     fleet_service_client::FleetServiceClient, instance_service_client::InstanceServiceClient,
 };
 use tonic::{
     Request, Status,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 
 use crate::{
@@ -22,8 +23,6 @@ use crate::{
     failure::{Failure, explain},
 };
 
-/// Where a gateway of the system listens.
-const SYSTEM_SOCKET: &str = "/run/ovfleet/ovfleet.sock";
 /// Where one listens that has no Unix socket.
 const LOOPBACK: &str = "http://127.0.0.1:7600";
 /// Certificates that the system trusts, on Debian and its kin.
@@ -71,16 +70,22 @@ impl Address {
             }
             return Ok(Self::Unix(path.into()));
         }
-        let host = text
-            .strip_prefix("http://")
-            .or_else(|| text.strip_prefix("https://"));
-        if host.is_some_and(|host| !host.is_empty()) {
-            Ok(Self::Url(text.to_owned()))
-        } else {
-            Err(Failure::Usage(format!(
+        let known = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https"));
+        // A port beyond 65535 is no port, and would become that of the scheme.
+        let bad_port = |uri: &Uri| {
+            let authority = uri.authority().map_or("", |authority| authority.as_str());
+            let port = authority
+                .rsplit(']')
+                .next()
+                .is_some_and(|end| end.contains(':'));
+            port && uri.port_u16().is_none()
+        };
+        match text.parse::<Uri>() {
+            Ok(uri) if known(&uri) && !bad_port(&uri) => Ok(Self::Url(text.to_owned())),
+            _ => Err(Failure::Usage(format!(
                 "`{text}` is no address of a gateway; write unix:/path, http://host:port or \
                  https://host:port"
-            )))
+            ))),
         }
     }
 
@@ -90,7 +95,7 @@ impl Address {
         let own = env::var_os("XDG_RUNTIME_DIR")
             .filter(|dir| !dir.is_empty())
             .map(|dir| Path::new(&dir).join("ovfleet.sock"));
-        std::iter::once(PathBuf::from(SYSTEM_SOCKET))
+        std::iter::once(PathBuf::from(DEFAULT_SOCKET))
             .chain(own)
             .find(|path| path.exists())
             .map_or_else(|| Self::Url(LOOPBACK.to_owned()), Self::Unix)
@@ -114,9 +119,10 @@ impl Gateway {
     /// Connects, so that a gateway that is not there is known before anything
     /// is asked of it. Later losses are healed by the channel.
     pub(crate) async fn connect(args: &CallerArgs) -> Result<Self, Failure> {
-        let address = match &args.gateway {
+        // An empty variable is as good as none.
+        let address = match args.gateway.as_deref() {
+            None | Some("") => Address::find(),
             Some(text) => Address::parse(text)?,
-            None => Address::find(),
         };
         let endpoint = endpoint(&address, args)?;
         let channel = endpoint
@@ -278,7 +284,17 @@ mod tests {
         assert_eq!(unix.to_string(), "unix:/run/x.sock");
         let url = Address::parse("https://gw:7643").unwrap();
         assert!(url.is_tls());
-        for text in ["", "unix:", "127.0.0.1:7600", "http://", "ftp://x"] {
+        for text in ["http://h", "http://[::1]:7600", "https://h:443"] {
+            assert!(Address::parse(text).is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "unix:",
+            "127.0.0.1:7600",
+            "http://",
+            "ftp://x",
+            "http://h:99999",
+        ] {
             assert!(
                 matches!(Address::parse(text), Err(Failure::Usage(_))),
                 "{text}"

@@ -16,6 +16,7 @@ mod privileges;
 mod rows;
 mod selection;
 mod serve;
+mod signals;
 mod start;
 mod table;
 mod terminal;

@@ -7,15 +7,17 @@ use std::{
 
 use anyhow::Context as _;
 use ovfleet_gateway::{Config, ConfigErrors, Dependants, Gateway, LogBroadcast};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tracing::{info, warn};
 
 use crate::{
+    action::number_of,
     args::{CheckConfigArgs, ServeArgs},
     failure::{Failure, Outcome, Verdict},
     logging,
     output::note,
     privileges,
+    signals::Signals,
 };
 
 /// How long callers may take to leave when the gateway is told to end.
@@ -47,7 +49,8 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
 
 async fn serve(config: Config, broadcast: Option<LogBroadcast>, args: &ServeArgs) -> Outcome {
     // From before the first caller can see that we run.
-    let told_to_end = told_to_end();
+    let mut end_signals = Signals::listen(&[SignalKind::terminate(), SignalKind::interrupt()])?;
+    let mut reload_signal = Signals::listen(&[SignalKind::hangup()])?;
     let mut gateway = Gateway::start(config)
         .await
         .context("cannot start the gateway")?;
@@ -66,13 +69,19 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, args: &ServeArgs
         }
     };
     let end = tokio::select! {
-        outcome = told_to_end => outcome,
+        () = end_signals.next() => Ok(Verdict::Done),
         failed = gateway.wait() => Err(anyhow::Error::from(failed).into()),
         () = idle => Ok(Verdict::Done),
+        () = async {
+            loop {
+                reload_signal.next().await;
+                warn!("SIGHUP is ignored: a changed configuration takes a restart");
+            }
+        } => unreachable!("it loops"),
     };
     let told = Instant::now();
     if end.is_ok() && !args.force {
-        wait_for(&gateway.dependants()).await;
+        wait_for(&gateway.dependants(), &mut end_signals).await;
     }
     let left = SHUTDOWN_MAX.saturating_sub(told.elapsed());
     if tokio::time::timeout(left, gateway.shutdown(SHUTDOWN_GRACE))
@@ -88,7 +97,7 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, args: &ServeArgs
 
 /// Gives daemons that dialled in, and would end with us, the time to be ended in order: until they are gone, a second
 /// signal comes, or the grace is over. Meanwhile the gateway serves as ever.
-async fn wait_for(dependants: &Dependants) {
+async fn wait_for(dependants: &Dependants, end_signals: &mut Signals) {
     let names = |dependants: &Dependants| {
         let names: Vec<_> = dependants.names().iter().map(ToString::to_string).collect();
         names.join(" ")
@@ -102,10 +111,9 @@ async fn wait_for(dependants: &Dependants) {
         grace = ?DEPENDANTS_GRACE,
         "these daemons dialled in and end when the gateway does: stop them now, or signal again to end them at once"
     );
-    let again = told_to_end();
     tokio::select! {
         () = dependants.gone() => {}
-        _ = again => {}
+        () = end_signals.next() => {}
         () = tokio::time::sleep(DEPENDANTS_GRACE) => {}
     }
     let instances = names(dependants);
@@ -114,33 +122,14 @@ async fn wait_for(dependants: &Dependants) {
     }
 }
 
-/// Ends when the process is asked to: SIGTERM, or Ctrl-C. Listens from the call
-/// on, not only from the first poll: until then a signal would end the process
-/// on the spot.
-pub(crate) fn told_to_end() -> impl Future<Output = Outcome> {
-    let listen = |kind| signal(kind).context("cannot listen for signals");
-    let (terminate, interrupt) = (
-        listen(SignalKind::terminate()),
-        listen(SignalKind::interrupt()),
-    );
-    async {
-        let (mut terminate, mut interrupt) = (terminate?, interrupt?);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(Verdict::Done)
-    }
-}
-
 /// Says everything that is wrong with a configuration.
 pub(crate) fn check_config(args: &CheckConfigArgs) -> Outcome {
     let config = Config::check(&args.file).map_err(|errors| mistakes(&errors))?;
     note(&format!(
-        "{}: no mistakes; {} instances and {} sources of more",
+        "{}: no mistakes; {} named, {} of further ones",
         args.file.display(),
-        config.instances.len(),
-        config.discover.len()
+        number_of(config.instances.len(), "instance"),
+        number_of(config.discover.len(), "source"),
     ));
     Ok(Verdict::Done)
 }

@@ -13,7 +13,10 @@ use std::{
 };
 
 use fake_gateway::{FakeGateway, State};
-use ovfleet_proto::v1::Outcome;
+use ovfleet_proto::v1::{
+    Event, EventBatch, Gap, Outcome, StreamEventsResponse, stream_events_request::Start,
+    stream_events_response::Frame,
+};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -190,6 +193,63 @@ fn kill_is_0_only_when_somebody_matched_and_everybody_is_done() {
             .iter()
             .all(|kill| !kill.request_id.is_empty())
     );
+}
+
+/// A stream that breaks must go on behind the last event that was shown: one
+/// that begins anew would show events twice, or leave them out.
+#[test]
+fn a_broken_stream_of_events_goes_on_where_it_broke() {
+    let batch = |sequence: u64, cursor: &str| {
+        let event = Event {
+            sequence,
+            kind: "client.established".into(),
+            ..Event::default()
+        };
+        let frame = Frame::Batch(EventBatch {
+            events: vec![event],
+            cursor: cursor.into(),
+        });
+        Ok(StreamEventsResponse { frame: Some(frame) })
+    };
+    let gap = Gap {
+        cursor: "two".into(),
+        count: Some(7),
+        ..Gap::default()
+    };
+    let gap = Ok(StreamEventsResponse {
+        frame: Some(Frame::Gap(gap)),
+    });
+    let gateway = FakeGateway::start(State {
+        streams: [
+            vec![
+                batch(1, "one"),
+                gap,
+                Err(tonic::Status::unavailable("gone")),
+            ],
+            vec![batch(2, "three")],
+        ]
+        .into(),
+        ..State::default()
+    });
+    let output = gateway.run(["events", "--from", "oldest", "--no-follow", "-o", "jsonl"]);
+    assert_exit(&output, 0);
+    let lines: Vec<serde_json::Value> = text(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(
+        (&lines[0]["sequence"], &lines[2]["sequence"]),
+        (&"1".into(), &"2".into())
+    );
+    assert_eq!(lines[1]["gap"]["count"], "7");
+    assert_eq!(
+        gateway.starts(),
+        [Start::Oldest(true), Start::Cursor("two".into())]
+    );
+    let notes = text(&output.stderr);
+    assert!(notes.contains("lost the stream (gone)"), "{notes}");
+    assert!(notes.ends_with("resume with --from three\n"), "{notes}");
 }
 
 /// The controlling end of a new terminal, and the end that a program gets.

@@ -20,6 +20,10 @@ impl Fold<'_> {
         let status = &mut self.table.status;
         let previous = status.condition;
         status.next_attempt = next_attempt;
+        if previous == condition && status.reason == reason {
+            self.table.bump_status();
+            return;
+        }
         if previous != condition {
             status.since = self.at.wall;
         }
@@ -94,6 +98,9 @@ impl Fold<'_> {
         let memory = &mut self.table.memory;
         memory.doubted = false;
         memory.connected_time = connected_time;
+        // The run that RECONNECTING announced has come: the next one is another.
+        let last = states.last().map(|record| &record.state);
+        memory.reconnecting &= last != Some(&DaemonState::Connected);
         let status = &mut self.table.status;
         status.pid = pid.or(status.pid);
         if let Some(version) = version {
@@ -183,7 +190,8 @@ impl Fold<'_> {
         let status = &mut self.table.status;
         status.holding = false;
         status.last_error.clone_from(&reason);
-        self.table.memory.detached_at = Some(self.at.wall);
+        // A session that was lost before it was in step has seen nothing either.
+        self.table.memory.detached_at.get_or_insert(self.at.wall);
         self.table.bump_status();
         self.emit(Detail::Detached { reason });
     }

@@ -142,7 +142,7 @@ fn refs_match_exactly() {
     };
     let is_meant = |named: &ClientRef| {
         let filter = ClientFilter {
-            refs: vec![named.clone()],
+            refs: [named.clone()].into(),
             ..ClientFilter::default()
         };
         filter.matches(&gateway(), &identity(&eu1, "", ""))
@@ -201,7 +201,7 @@ fn person() -> impl Strategy<Value = Person> {
 
 fn wanted() -> impl Strategy<Value = (ClientFilter, Vec<String>)> {
     let names = || {
-        prop::collection::vec(
+        prop::collection::btree_set(
             prop::sample::select(vec![b"alice".to_vec(), b"al\xff".to_vec(), b"bob".to_vec()]),
             0..3,
         )
@@ -220,7 +220,7 @@ fn wanted() -> impl Strategy<Value = (ClientFilter, Vec<String>)> {
     )
         .prop_map(|(common_names, usernames, addresses, half_open)| {
             let filter = ClientFilter {
-                refs: Vec::new(),
+                refs: BTreeSet::new(),
                 common_names,
                 usernames,
                 real_addresses: addresses

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::ring::Evicted;
 use super::{Entry, Journal, Position, Record, Rings};
 use crate::event::{EventClass, Gap, GapCause, Kind};
 use crate::event_filter::EventFilter;
@@ -181,6 +182,38 @@ impl Journal {
         }
     }
 
+    /// The oldest position behind which nothing that `filter` wants was thrown away.
+    #[must_use]
+    pub fn oldest_whole(&self, filter: &EventFilter) -> Position {
+        let rings = self.lock();
+        let evicted = EventClass::ALL
+            .into_iter()
+            .filter_map(|class| self.evicted_of(&rings, class, filter));
+        let through = evicted.map(|evicted| evicted.through).max();
+        self.position(through.unwrap_or(self.start))
+    }
+
+    /// What was thrown away of a class, as far as `filter` wants it.
+    fn evicted_of(
+        &self,
+        rings: &Rings,
+        class: EventClass,
+        filter: &EventFilter,
+    ) -> Option<Evicted> {
+        let ring = &rings.rings[class as usize];
+        // Gaps of no class are among the life cycle.
+        let wants_gaps = filter.wants_class(class) || class == EventClass::Lifecycle;
+        let wants_kind =
+            |kind: Option<Kind>| kind.map_or(wants_gaps, |kind| filter.wants_kind(kind));
+        if filter.selector.is_everything() {
+            ring.evicted_of_kinds(wants_kind)
+        } else {
+            ring.evicted_of_sources(|(instance, kind), labels| {
+                wants_kind(*kind) && filter.wants_instance(&self.gateway, instance.as_ref(), labels)
+            })
+        }
+    }
+
     /// Adds a gap for each class of which something the filter wants was thrown away before the reader came to it.
     fn report_compacted(
         &self,
@@ -197,19 +230,7 @@ impl Journal {
             };
             // Whatever of it is wanted is told now; what follows has a greater number.
             reader.accounted[class as usize] = all.through;
-            let wants_class = filter.wants_class(class);
-            // Gaps of no class are among the life cycle.
-            let wants_gaps = wants_class || class == EventClass::Lifecycle;
-            let wants_kind =
-                |kind: Option<Kind>| kind.map_or(wants_gaps, |kind| filter.wants_kind(kind));
-            let evicted = if filter.selector.is_everything() {
-                ring.evicted_of_kinds(wants_kind)
-            } else {
-                ring.evicted_of_sources(|(instance, kind), labels| {
-                    wants_kind(*kind)
-                        && filter.wants_instance(&self.gateway, instance.as_ref(), labels)
-                })
-            };
+            let evicted = self.evicted_of(rings, class, filter);
             let Some(evicted) = evicted.filter(|evicted| evicted.through > accounted) else {
                 continue;
             };
@@ -222,7 +243,10 @@ impl Journal {
                 gap: Gap {
                     count: is_countable.then_some(evicted.count),
                     not_after: Some(evicted.time),
-                    ..self.gap(GapCause::Compacted, wants_class.then_some(class))
+                    ..self.gap(
+                        GapCause::Compacted,
+                        filter.wants_class(class).then_some(class),
+                    )
                 },
                 resume: reader.position,
             });

@@ -68,7 +68,7 @@ fn everything() -> EventFilter {
 fn of_instance(instance: &str) -> EventFilter {
     EventFilter {
         selector: Selector {
-            names: vec![instance.parse().expect("a name")],
+            names: [instance.parse().expect("a name")].into(),
             ..Selector::default()
         },
         clients: ClientFilter::default(),

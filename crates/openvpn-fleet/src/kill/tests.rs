@@ -6,7 +6,7 @@ use super::*;
 use crate::action::AsOf;
 use crate::apply::told::{BEGIN, Told, status};
 use crate::filter::ClientFilter;
-use crate::name::{CallerName, GatewayName, InstanceName, Labels};
+use crate::name::{CallerName, GatewayName, InstanceName, Labels, RequestId};
 use crate::requests::Requests;
 use crate::selector::Selector;
 use crate::spec::{InstanceSource, InstanceSpec};

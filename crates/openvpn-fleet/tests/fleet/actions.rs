@@ -181,7 +181,7 @@ async fn a_stale_reference_hits_nobody() {
         ..ref_of(&instances[0], "mallory")
     };
     let request = kill_of(ClientFilter {
-        refs: vec![old, gone],
+        refs: [old, gone].into(),
         ..ClientFilter::default()
     });
     let report = lab.fleet.kill(request, context()).await.expect("it begins");
@@ -217,7 +217,7 @@ async fn a_kill_that_races_a_restart_never_hits_a_stranger() {
         until_clients(&instances[0], 1).await;
         let victim = ref_of(&instances[0], "alice");
         let request = kill_of(ClientFilter {
-            refs: vec![victim.clone()],
+            refs: [victim.clone()].into(),
             ..ClientFilter::default()
         });
         let kills = async {
@@ -494,7 +494,7 @@ async fn signals_wait_for_their_effect() {
     let stop = SignalRequest {
         force: true,
         selector: Selector {
-            names: vec!["a".parse().expect("a name"), "zz".parse().expect("a name")],
+            names: ["a", "zz"].map(|name| name.parse().expect("a name")).into(),
             ..Selector::default()
         },
         ..term

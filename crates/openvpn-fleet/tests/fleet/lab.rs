@@ -196,7 +196,7 @@ pub(crate) fn ref_of(instance: &Instance, name: &str) -> ClientRef {
 /// A kill of everybody of that name, everywhere.
 pub(crate) fn kill(name: &str) -> KillRequest {
     kill_of(ClientFilter {
-        common_names: vec![name.as_bytes().to_vec()],
+        common_names: [name.as_bytes().to_vec()].into(),
         ..ClientFilter::default()
     })
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 pub(crate) use self::reader::Expectation;
-use self::reader::{Progress, ReplyReader, ValueKind};
+use self::reader::{Progress, ReplyReader};
 use crate::command::{Command, EncodeError, encode_password};
 use crate::env::EnvBuilder;
 use crate::limits::Limits;
@@ -166,7 +166,8 @@ pub enum LinesTold {
 /// ```text
 /// Fresh ──prompt──► Prompted ──send_password──► PasswordSent ──SUCCESS:──► Accepted
 ///   │                                             │  ▲  prompt: refused       │
-///   └───────────────────── >INFO: ────────────────┴──┴────────────────────────┴──► Greeted ──► Closed
+///   └───────────────────── >INFO: ────────────────┴──┴────────────────────────┴──► Greeted ──exit──► Exited
+/// Any of them ──► Violated
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -205,10 +206,11 @@ enum Fence {
 }
 
 impl Fence {
-    fn behind(expectation: Expectation) -> Self {
-        match expectation {
-            Expectation::Value(ValueKind::LoadStats) | Expectation::Raw => Self::Pid,
-            _ => Self::LoadStats,
+    fn behind(reader: &ReplyReader) -> Self {
+        if reader.owes_load_stats() {
+            Self::Pid
+        } else {
+            Self::LoadStats
         }
     }
 
@@ -297,7 +299,7 @@ impl Connection {
             return;
         }
         flight.deadline = None;
-        let fence = Fence::behind(flight.reader.expectation());
+        let fence = Fence::behind(&flight.reader);
         self.outputs.push_back(Output::Unanswered { id: flight.id });
         self.fence = Some(fence);
         self.transmit.extend_from_slice(fence.line());
@@ -500,6 +502,14 @@ impl Connection {
             Progress::Taken => {}
             Progress::Foreign => self.outputs.push_back(Output::Unsolicited(line.into())),
             Progress::Complete(result) => self.finish_flight(result),
+            Progress::BlockRefused(rejected) => match &mut self.flight {
+                Some(flight) if self.fence.is_none() => {
+                    flight.reader.skip_to_sentinel(rejected);
+                    self.transmit.extend_from_slice(Fence::LoadStats.line());
+                }
+                // There is a fence behind the block's lines already.
+                _ => self.finish_flight(Err(rejected)),
+            },
         }
     }
 

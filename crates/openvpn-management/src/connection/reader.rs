@@ -14,6 +14,8 @@ pub(crate) enum Expectation {
     Nothing,
     /// `SUCCESS:` with text for people.
     Success,
+    /// The same, for a command with a block behind it.
+    SuccessOfBlock,
     /// `SUCCESS: {name}={value}`.
     Value(ValueKind),
     /// Explanations, then the result.
@@ -92,14 +94,18 @@ impl Command {
         match self {
             Self::Exit | Self::Quit => Expectation::Nothing,
 
-            Self::Bytecount(_)
-            | Self::Certificate { .. }
+            Self::Certificate { .. }
             | Self::ClientAuth { .. }
+            | Self::ClientPf { .. }
+            | Self::PasswordBlock { .. }
+            | Self::PkSig { .. }
+            | Self::RsaSig { .. } => Expectation::SuccessOfBlock,
+
+            Self::Bytecount(_)
             | Self::ClientAuthNt { .. }
             | Self::ClientDeny { .. }
             | Self::ClientKill { .. }
             | Self::ClientPendingAuth { .. }
-            | Self::ClientPf { .. }
             | Self::CrResponse(_)
             | Self::ForgetPasswords
             | Self::Hold(HoldRequest::On | HoldRequest::Off | HoldRequest::Release)
@@ -108,10 +114,7 @@ impl Command {
             | Self::NeedOk { .. }
             | Self::NeedStr { .. }
             | Self::Password { .. }
-            | Self::PasswordBlock { .. }
             | Self::Username { .. }
-            | Self::PkSig { .. }
-            | Self::RsaSig { .. }
             | Self::Proxy(_)
             | Self::Remote(_)
             | Self::Signal(_)
@@ -155,7 +158,9 @@ impl Command {
     pub fn reply_form(&self) -> ReplyForm {
         match self.expectation() {
             Expectation::Nothing => ReplyForm::None,
-            Expectation::Success | Expectation::Value(_) => ReplyForm::Line,
+            Expectation::Success | Expectation::SuccessOfBlock | Expectation::Value(_) => {
+                ReplyForm::Line
+            }
             Expectation::Results(ResultKind::ProtectFd) => ReplyForm::Line,
             Expectation::Results(ResultKind::AuthRetry | ResultKind::PushUpdate) => {
                 ReplyForm::LinesThenLine
@@ -183,12 +188,17 @@ pub(crate) enum Progress {
     Foreign,
     /// The answer is complete.
     Complete(Result<Reply, Rejected>),
+    /// The command was refused before its block was read, so the daemon runs the block's lines as commands.
+    /// [`ReplyReader::skip_to_sentinel`] and a `load-stats` go past their answers.
+    BlockRefused(Rejected),
 }
 
 /// A command's answer in the making.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplyReader {
     expectation: Expectation,
+    /// The answer already read, while those to the lines of a refused block are skipped.
+    block_refused: Option<Rejected>,
     /// Whether the `SUCCESS:` before a block was read.
     confirmed: bool,
     /// Whether the block's first line was read: from then on `ERROR:` is a row like any other.
@@ -240,6 +250,7 @@ impl ReplyReader {
         };
         Self {
             expectation,
+            block_refused: None,
             confirmed: false,
             in_block: false,
             body,
@@ -248,15 +259,38 @@ impl ReplyReader {
         }
     }
 
-    pub(crate) fn expectation(&self) -> Expectation {
-        self.expectation
+    /// Whether an answer to `load-stats` is part of what is owed.
+    pub(crate) fn owes_load_stats(&self) -> bool {
+        // A raw line is followed by one.
+        matches!(
+            self.expectation,
+            Expectation::Value(ValueKind::LoadStats) | Expectation::Raw
+        ) || self.block_refused.is_some()
+    }
+
+    /// Takes everything up to the answer to a `load-stats`, and then gives this refusal.
+    pub(crate) fn skip_to_sentinel(&mut self, rejected: Rejected) {
+        self.block_refused = Some(rejected);
     }
 
     /// Takes a line that does not start with `>`, without its line end.
     pub(crate) fn handle_line(&mut self, line: &[u8]) -> Progress {
+        if let Some(rejected) = &self.block_refused {
+            return match line.strip_prefix(b"SUCCESS: ").and_then(LoadStats::parse) {
+                Some(_) => Progress::Complete(Err(rejected.clone())),
+                None => Progress::Taken,
+            };
+        }
         match self.expectation {
             Expectation::Nothing => Progress::Foreign,
             Expectation::Success => match Answer::parse(line) {
+                Some(answer) => Progress::Complete(answer.into_result()),
+                None => Progress::Foreign,
+            },
+            Expectation::SuccessOfBlock => match Answer::parse(line) {
+                Some(Answer::Error(text)) if !is_answer_to_whole_block(text) => {
+                    Progress::BlockRefused(Rejected { text: text.into() })
+                }
                 Some(answer) => Progress::Complete(answer.into_result()),
                 None => Progress::Foreign,
             },
@@ -534,6 +568,11 @@ impl<'a> Answer<'a> {
             Self::Error(text) => Err(Rejected { text: text.into() }),
         }
     }
+}
+
+/// Whether OpenVPN says this only when it has read a block to its `END`. In doubt it has not: a `load-stats` tells.
+fn is_answer_to_whole_block(error: &[u8]) -> bool {
+    error == b"client-auth command failed" || error.starts_with(b"The 'client-auth' command")
 }
 
 /// Whether this line is the last of the answer to `push-update-*`. In doubt it is not: the deadline's fence then tells,

@@ -1,6 +1,6 @@
 //! The daemon's side: how OpenVPN reads a line, and what it writes.
 //!
-//! [`InputLines`] and [`lex`] do with bytes from a manager what OpenVPN's `manage.c` and `options_parse.c` do,
+//! [`InputLines`] and [`lex()`] do with bytes from a manager what OpenVPN's `manage.c` and `options_parse.c` do,
 //! surprises included; they are the measure of our own encoder. The `write_*` functions are the other direction:
 //! what a daemon says, from the same values that [`Connection`](crate::Connection) makes of it.
 

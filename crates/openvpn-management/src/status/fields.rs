@@ -78,23 +78,21 @@ impl<'a> Fields<'a> {
     #[inline(always)]
     pub(super) fn number(&mut self) -> u64 {
         let start = self.position;
-        let mut value = 0;
-        loop {
-            let digits = self.eight() ^ u64::from_le_bytes([b'0'; 8]);
-            let count = leading_digits(digits);
-            match push_digits(value, digits, count) {
+        let (mut value, mut count) = leading_number(self.eight());
+        self.position += count;
+        while count == 8 {
+            let more;
+            (more, count) = leading_number(self.eight());
+            match push_digits(value, more, count) {
                 Some(pushed) => value = pushed,
                 None => self.malformed = true,
             }
-            self.position += count as usize;
-            if count < 8 {
-                break;
-            }
+            self.position += count;
         }
-        let ends = self
-            .row
-            .get(self.position)
-            .is_none_or(|byte| u64::from_ne_bytes([*byte; 8]) == self.separators);
+        let ends = match self.row.get(self.position) {
+            Some(byte) => *byte == self.separators.to_le_bytes()[0],
+            None => true,
+        };
         self.malformed |= !ends || self.position == start;
         self.position += 1;
         value
@@ -119,7 +117,11 @@ impl<'a> Fields<'a> {
 
     /// Whether every field was there and was what it had to be, and nothing is left; writes what is kept of the row.
     pub(super) fn end(&self, text: &mut RowText<'_>) -> Result<(), RowError> {
-        if self.malformed || text.malformed || self.position != self.row.len() + 1 {
+        // Spans are 16 bits wide; a row that is longer only comes with another line limit than ours.
+        if self.malformed
+            || self.position != self.row.len() + 1
+            || self.row.len() > usize::from(u16::MAX)
+        {
             return Err(RowError::Malformed);
         }
         text.flush(self.row);
@@ -149,18 +151,26 @@ fn zero_bytes(eight: u64) -> u64 {
     eight.wrapping_sub(LOW_BITS) & !eight & HIGH_BITS
 }
 
-/// How many of these eight bytes, from the first on, are 0 to 9.
-#[inline]
-fn leading_digits(eight: u64) -> u32 {
+/// The number these bytes begin with, and how many digits it has.
+#[inline(always)]
+fn leading_number(eight: u64) -> (u64, usize) {
     const HIGH_BITS: u64 = u64::from_ne_bytes([0x80; 8]);
+    const ODD_PAIRS: u64 = 0x0000_00ff_0000_00ff;
+
+    let digits = eight ^ u64::from_ne_bytes([b'0'; 8]);
     // 10 + 0x76 is 0x80. A byte that overflows disturbs only those behind it, and is itself found by its high bit.
-    let others = (eight.wrapping_add(u64::from_ne_bytes([0x76; 8])) | eight) & HIGH_BITS;
-    others.trailing_zeros() / 8
+    let others = (digits.wrapping_add(u64::from_ne_bytes([0x76; 8])) | digits) & HIGH_BITS;
+    let count = others.trailing_zeros() / 8;
+    // Shifted so that zeros stand before them, the digits are added up by twos, fours and eights.
+    let digits = digits.checked_shl(64 - 8 * count).unwrap_or_default();
+    let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8);
+    let first = (pairs & ODD_PAIRS).wrapping_mul(100 + (1_000_000 << 32));
+    let second = ((pairs >> 16) & ODD_PAIRS).wrapping_mul(1 + (10_000 << 32));
+    (first.wrapping_add(second) >> 32, count as usize)
 }
 
-/// `value` with the first `count` of these eight digits behind it; `None` if that is too large.
-#[inline]
-fn push_digits(value: u64, digits: u64, count: u32) -> Option<u64> {
+/// `value` with these digits behind it; `None` if that is too large.
+fn push_digits(value: u64, digits: u64, count: usize) -> Option<u64> {
     const POWERS_OF_TEN: [u64; 9] = [
         1,
         10,
@@ -172,20 +182,7 @@ fn push_digits(value: u64, digits: u64, count: u32) -> Option<u64> {
         10_000_000,
         100_000_000,
     ];
-    const ODD_PAIRS: u64 = 0x0000_00ff_0000_00ff;
-
-    if count == 0 {
-        return Some(value);
-    }
-    // Shifted so that zeros stand before them, the digits are added up by twos, fours and eights.
-    let digits = digits << (64 - 8 * count);
-    let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8);
-    let first = (pairs & ODD_PAIRS).wrapping_mul(100 + (1_000_000 << 32));
-    let second = ((pairs >> 16) & ODD_PAIRS).wrapping_mul(1 + (10_000 << 32));
-    let pushed = first.wrapping_add(second) >> 32;
-    value
-        .checked_mul(POWERS_OF_TEN[count as usize])?
-        .checked_add(pushed)
+    value.checked_mul(POWERS_OF_TEN[count])?.checked_add(digits)
 }
 
 /// The snapshot's text, where one row's fields go: neighbouring ones together, with the separator between them.
@@ -196,7 +193,6 @@ pub(super) struct RowText<'a> {
     /// Neighbouring fields of the row that are kept and not written yet.
     run_start: usize,
     run_end: usize,
-    malformed: bool,
     full: bool,
 }
 
@@ -209,7 +205,6 @@ impl<'a> RowText<'a> {
             bytes_max,
             run_start: 0,
             run_end: 0,
-            malformed: false,
             full: false,
         }
     }
@@ -226,14 +221,14 @@ impl<'a> RowText<'a> {
         }
         self.run_end = end;
         let offset = self.text.len() - self.row_start;
-        let position = |at: usize| u16::try_from(offset + at - self.run_start);
-        match (position(start), position(end)) {
-            (Ok(start), Ok(end)) => Span { start, end },
-            _ => {
-                // A row longer than 64 KiB only comes with another line limit than ours.
-                self.malformed = true;
-                Span::default()
-            }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "`end` refuses rows that are too long for it"
+        )]
+        let position = |at: usize| (offset + at - self.run_start) as u16;
+        Span {
+            start: position(start),
+            end: position(end),
         }
     }
 

@@ -66,9 +66,12 @@ struct ClientEntry {
     virtual_address: Span,
     virtual_ipv6_address: Span,
     username: Span,
-    cipher: Option<Span>,
+    /// [`NO_FIELD`] if not told.
+    cipher: Span,
 }
 
+/// No field ends before it starts.
+const NO_FIELD: Span = Span { start: 1, end: 0 };
 const NO_TIME: u64 = u64::MAX;
 const NO_CID: u64 = u64::MAX;
 /// OpenVPN's own word for a client without peer ID.
@@ -212,7 +215,7 @@ impl StatusSnapshot {
             username: self.field(entry.start, entry.username),
             cid: (entry.cid != NO_CID).then_some(Cid(entry.cid)),
             peer_id: (entry.peer_id != NO_PEER_ID).then_some(entry.peer_id),
-            cipher: entry.cipher.map(|cipher| self.field(entry.start, cipher)),
+            cipher: (entry.cipher != NO_FIELD).then(|| self.field(entry.start, entry.cipher)),
         })
     }
 

@@ -2,8 +2,8 @@
 
 use super::fields::{Fields, RowError, RowText};
 use super::{
-    ClientEntry, ClientStatistics, NO_CID, NO_PEER_ID, NO_TIME, QUARANTINED_ROWS_MAX, RouteEntry,
-    STATISTICS_MAX, Span, StatusSize, StatusSnapshot,
+    ClientEntry, ClientStatistics, NO_CID, NO_FIELD, NO_PEER_ID, NO_TIME, QUARANTINED_ROWS_MAX,
+    RouteEntry, STATISTICS_MAX, Span, StatusSize, StatusSnapshot,
 };
 use crate::limits::Limits;
 use crate::text::{Text, parse_time, parse_u64};
@@ -380,7 +380,7 @@ fn parse_client_row(
         virtual_address: Span::default(),
         virtual_ipv6_address: Span::default(),
         username: Span::default(),
-        cipher: None,
+        cipher: NO_FIELD,
     };
     let mut fields = Fields::of(row, separator);
     for column in columns {
@@ -400,7 +400,7 @@ fn parse_client_row(
                     .try_into()
                     .map_err(|_| RowError::Malformed)?;
             }
-            ClientColumn::Cipher => entry.cipher = Some(fields.text(text)),
+            ClientColumn::Cipher => entry.cipher = fields.text(text),
             ClientColumn::Ignored => fields.skip(),
         }
     }

@@ -34,7 +34,7 @@ pub(crate) fn text(bytes: &[u8]) -> (String, Bytes) {
 
 /// Bytes from outside for a field without a raw companion.
 pub(crate) fn lossy(bytes: impl AsRef<[u8]>) -> String {
-    String::from_utf8_lossy(bytes.as_ref()).into_owned()
+    text(bytes.as_ref()).0
 }
 
 /// A moment by our clock.

@@ -1,12 +1,13 @@
 //! Requests, in: selectors, filters, references, numbers and texts, each
 //! checked, with the field named where it is wrong.
 
-use std::{str::FromStr, time::Duration};
+use std::{collections::BTreeSet, str::FromStr, time::Duration};
 
 use openvpn_fleet::{
-    AddressPattern, AddressPatternError, ClientFilter, ClientRef, EventFilter, FILTER_VALUES_MAX,
-    GatewayName, Generation, Instance, InstanceName, InstancePath, KillRequest, KindSet,
-    LabelExpression, RequestId, SELECTOR_NAMES_MAX, Selector, SignalRequest, SignalWait,
+    ADDRESS_PATTERNS_MAX, AddressPattern, AddressPatternError, ClientFilter, ClientRef,
+    EventFilter, FILTER_VALUES_MAX, GatewayName, Generation, Instance, InstanceName, InstancePath,
+    KillRequest, KindSet, LabelExpression, RequestId, SELECTOR_NAMES_MAX, Selector, SignalRequest,
+    SignalWait,
 };
 use openvpn_management::{Cid, KillMessage, Signal, Text};
 use ovfleet_proto::v1;
@@ -68,15 +69,21 @@ pub(crate) fn filter(filter: Option<v1::ClientFilter>) -> Result<ClientFilter, S
         common_names_raw,
         usernames_raw,
     } = filter.unwrap_or_default();
-    for (field, values) in [
-        ("refs", refs.len()),
-        ("common_names", common_names.len() + common_names_raw.len()),
-        ("usernames", usernames.len() + usernames_raw.len()),
-        ("real_addresses", real_addresses.len()),
-        ("virtual_addresses", virtual_addresses.len()),
+    let common_names_count = common_names.len() + common_names_raw.len();
+    let usernames_count = usernames.len() + usernames_raw.len();
+    for (field, values, max) in [
+        ("refs", refs.len(), FILTER_VALUES_MAX),
+        ("common_names", common_names_count, FILTER_VALUES_MAX),
+        ("usernames", usernames_count, FILTER_VALUES_MAX),
+        ("real_addresses", real_addresses.len(), ADDRESS_PATTERNS_MAX),
+        (
+            "virtual_addresses",
+            virtual_addresses.len(),
+            ADDRESS_PATTERNS_MAX,
+        ),
     ] {
-        if values > FILTER_VALUES_MAX {
-            return Err(refuse_filter(field, too_many(values, FILTER_VALUES_MAX)));
+        if values > max {
+            return Err(refuse_filter(field, too_many(values, max)));
         }
     }
     Ok(ClientFilter {
@@ -107,7 +114,7 @@ fn refuse_filter(field: &str, description: String) -> Status {
 
 // A name from a string holds no invalid bytes, so it cannot equal one whose raw
 // form is set: the two fields are one list of byte strings.
-fn names(texts: Vec<String>, raw: Vec<bytes::Bytes>) -> Vec<Vec<u8>> {
+fn names(texts: Vec<String>, raw: Vec<bytes::Bytes>) -> BTreeSet<Vec<u8>> {
     texts
         .into_iter()
         .map(String::into_bytes)

@@ -14,13 +14,13 @@ use super::{
 
 /// An instance as it is now.
 pub(crate) fn instance(instance: &Instance) -> v1::Instance {
-    let spec_now = instance.spec();
+    let (spec_now, etag) = instance.spec_and_etag();
     v1::Instance {
         gateway: instance.gateway().to_string(),
         spec: Some(spec(&spec_now)),
         status: Some(instance.with_table(status)),
         uid: instance.uid().to_string(),
-        etag: spec_now.etag(),
+        etag: etag.to_string(),
     }
 }
 

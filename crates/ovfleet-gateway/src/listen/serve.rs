@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use hyper::{
     Request, Response,
     body::{Body, Frame, Incoming, SizeHint},
@@ -87,7 +88,6 @@ struct Calls {
 struct Called {
     routes: Routes,
     caller: Caller,
-    activity: Activity,
     calls: Calls,
     /// Its calls whose answers are not out yet.
     under_way: TaskTracker,
@@ -125,19 +125,18 @@ impl hyper::service::Service<Request<Incoming>> for Called {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        self.activity.touch();
         let call = self.under_way.token();
         let Ok(permit) = Arc::clone(&self.calls.free).try_acquire_owned() else {
             let refusal = status::call_limit(self.calls.max).into_http();
             return Box::pin(async { Ok(refusal.map(|body| Answer { body, _call: call })) });
         };
         request.extensions_mut().insert(self.caller.clone());
+        // Mapped, not awaited in a block of its own, which would move this large future twice.
         let response = self.routes.clone().call(request);
-        Box::pin(async move {
-            let response = response.await?;
+        Box::pin(response.map(move |response| {
             drop(permit);
-            Ok(response.map(|body| Answer { body, _call: call }))
-        })
+            Ok(response?.map(|body| Answer { body, _call: call }))
+        }))
     }
 }
 
@@ -162,7 +161,6 @@ pub(super) async fn serve_http2<S>(
     let called = Called {
         routes,
         caller,
-        activity,
         calls,
         under_way: under_way.clone(),
     };

@@ -207,12 +207,7 @@ impl EventStream {
                         if self.fail_on_gap
                             && matches!(gap.cause, GapCause::Compacted | GapCause::GatewayRestarted)
                         {
-                            let oldest = self
-                                .context
-                                .fleet
-                                .journal()
-                                .reader(Start::Oldest)
-                                .position();
+                            let oldest = self.context.fleet.journal().oldest_whole(&self.filter);
                             let oldest = self.context.cursors.write(oldest);
                             self.frames.end(status::cursor_compacted(oldest));
                             return Err(NotSent);

@@ -9,6 +9,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use openvpn_fleet::{AsOf, Client, ClientFilter, ClientIdentity, Instance, Route, Selector};
 use ovfleet_proto::v1::{self, fleet_service_server::FleetService};
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{Context, deadline, frames::FrameStream, totals, watch};
@@ -25,8 +26,9 @@ use crate::{
 const GROUP_KEYS_MAX: usize = 4;
 /// Daemons asked at once for one fresh answer; further ones wait their turn.
 const REFRESH_IN_FLIGHT_MAX: usize = 64;
-/// How long a fresh answer may take when the caller does not say.
-const REFRESH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a daemon may take for a fresh answer: one that hangs must not hold
+/// up what is known of the others.
+const REFRESH_DEADLINE: Duration = Duration::from_secs(3);
 /// What is left of the caller's deadline for everything but asking.
 const REFRESH_MARGIN: Duration = Duration::from_millis(500);
 
@@ -40,6 +42,25 @@ pub(crate) struct FleetQueries {
 struct Seen {
     instances: Vec<Arc<Instance>>,
     unreachable: Vec<v1::Unreachable>,
+}
+
+/// Where a page of a list begins.
+struct Listing {
+    /// Most rows.
+    size: usize,
+    /// What the next token is bound to.
+    query: Vec<u8>,
+    /// The last row of the page before; `None` on the first page.
+    after: Option<RowKey>,
+    /// The moment of the first page; `None` on the first page.
+    as_of: Option<AsOf>,
+}
+
+impl Listing {
+    /// The first page asks the daemons, where they are to be asked, for all.
+    const fn is_first(&self) -> bool {
+        self.after.is_none()
+    }
 }
 
 impl FleetQueries {
@@ -61,9 +82,23 @@ impl FleetQueries {
         }
     }
 
-    /// The page of a list behind a token, from the moment of the first page.
-    fn resume(&self, query: &[u8], token: &str) -> Result<Option<Continuation>, Status> {
-        page::read(self.context.cursors.sealer(), query, token)
+    /// Where a list begins. `request` is what must stay the same from page to
+    /// page: size and token are taken out of it.
+    fn begin(
+        &self,
+        request: &impl Message,
+        page_size: i32,
+        token: &str,
+    ) -> Result<Listing, Status> {
+        let query = page::fingerprint(request);
+        let continuation = page::read(self.context.cursors.sealer(), &query, token)?;
+        let (after, as_of) = continuation.map(|last| (last.after, last.as_of)).unzip();
+        Ok(Listing {
+            size: page::size(page_size)?,
+            query,
+            after,
+            as_of,
+        })
     }
 
     fn next_token(&self, query: Vec<u8>, last: Option<RowKey>, as_of: AsOf) -> String {
@@ -206,10 +241,9 @@ impl FleetService for FleetQueries {
         request: Request<v1::ListInstancesRequest>,
     ) -> Result<Response<v1::ListInstancesResponse>, Status> {
         let mut request = request.into_inner();
-        let size = page::size(std::mem::take(&mut request.page_size))?;
+        let page_size = std::mem::take(&mut request.page_size);
         let token = std::mem::take(&mut request.page_token);
-        let query = page::fingerprint(&request);
-        let continuation = self.resume(&query, &token)?;
+        let list = self.begin(&request, page_size, &token)?;
         let v1::ListInstancesRequest {
             selector,
             conditions,
@@ -217,11 +251,9 @@ impl FleetService for FleetQueries {
         } = request;
         let selector = request::selector(selector)?;
 
-        let as_of = continuation
-            .as_ref()
-            .map_or_else(|| self.context.now(), |first| first.as_of);
+        let as_of = list.as_of.unwrap_or_else(|| self.context.now());
         let seen = self.select(&selector);
-        let mut page = Page::new(continuation.map(|last| last.after), size, false);
+        let mut page = Page::new(list.after, list.size, false);
         for instance in &seen.instances {
             let condition = instance.with_table(|table| table.status().condition);
             let condition = i32::from(convert::condition(condition));
@@ -236,7 +268,7 @@ impl FleetService for FleetQueries {
         let (instances, last) = page.finish(self.context.rows_bytes_max);
         Ok(Response::new(v1::ListInstancesResponse {
             instances,
-            next_page_token: self.next_token(query, last, as_of),
+            next_page_token: self.next_token(list.query, last, as_of),
             // The rows themselves say which instances cannot be asked.
             unreachable: seen.unreachable,
             as_of: Some(self.context.as_of(as_of)),
@@ -262,10 +294,9 @@ impl FleetService for FleetQueries {
     ) -> Result<Response<v1::ListClientsResponse>, Status> {
         let deadline = deadline::of(&request);
         let mut request = request.into_inner();
-        let size = page::size(std::mem::take(&mut request.page_size))?;
+        let page_size = std::mem::take(&mut request.page_size);
         let token = std::mem::take(&mut request.page_token);
-        let query = page::fingerprint(&request);
-        let continuation = self.resume(&query, &token)?;
+        let list = self.begin(&request, page_size, &token)?;
         let v1::ListClientsRequest {
             selector,
             filter,
@@ -285,14 +316,11 @@ impl FleetService for FleetQueries {
             .transpose()?;
 
         let mut seen = self.select(&selector);
-        // The first page asked the daemons for all of them.
-        if let (Some(age_max), None) = (age_max, &continuation) {
+        if let Some(age_max) = age_max.filter(|_| list.is_first()) {
             seen.refresh(age_max, deadline).await;
         }
-        let as_of = continuation
-            .as_ref()
-            .map_or_else(|| self.context.now(), |first| first.as_of);
-        let mut page = Page::new(continuation.map(|last| last.after), size, descending);
+        let as_of = list.as_of.unwrap_or_else(|| self.context.now());
+        let mut page = Page::new(list.after, list.size, descending);
         let by_instance = matches!(
             order,
             v1::ClientOrder::Unspecified | v1::ClientOrder::Instance
@@ -326,7 +354,7 @@ impl FleetService for FleetQueries {
         let last = last.filter(|_| order != v1::ClientOrder::Bytes);
         Ok(Response::new(v1::ListClientsResponse {
             clients,
-            next_page_token: self.next_token(query, last, as_of),
+            next_page_token: self.next_token(list.query, last, as_of),
             unreachable: seen.unreachable(require_complete)?,
             as_of: Some(self.context.as_of(as_of)),
         }))
@@ -338,10 +366,9 @@ impl FleetService for FleetQueries {
     ) -> Result<Response<v1::ListRoutesResponse>, Status> {
         let deadline = deadline::of(&request);
         let mut request = request.into_inner();
-        let size = page::size(std::mem::take(&mut request.page_size))?;
+        let page_size = std::mem::take(&mut request.page_size);
         let token = std::mem::take(&mut request.page_token);
-        let query = page::fingerprint(&request);
-        let continuation = self.resume(&query, &token)?;
+        let list = self.begin(&request, page_size, &token)?;
         let v1::ListRoutesRequest {
             selector,
             filter,
@@ -356,13 +383,11 @@ impl FleetService for FleetQueries {
             .transpose()?;
 
         let mut seen = self.select(&selector);
-        if let (Some(age_max), None) = (age_max, &continuation) {
+        if let Some(age_max) = age_max.filter(|_| list.is_first()) {
             seen.refresh(age_max, deadline).await;
         }
-        let as_of = continuation
-            .as_ref()
-            .map_or_else(|| self.context.now(), |first| first.as_of);
-        let mut page = Page::new(continuation.map(|last| last.after), size, false);
+        let as_of = list.as_of.unwrap_or_else(|| self.context.now());
+        let mut page = Page::new(list.after, list.size, false);
         for instance in &seen.instances {
             instance.with_table(|table| {
                 let Some(origin) = Origin::of(instance, table) else {
@@ -381,7 +406,7 @@ impl FleetService for FleetQueries {
         let (routes, last) = page.finish(self.context.rows_bytes_max);
         Ok(Response::new(v1::ListRoutesResponse {
             routes,
-            next_page_token: self.next_token(query, last, as_of),
+            next_page_token: self.next_token(list.query, last, as_of),
             unreachable: seen.unreachable(require_complete)?,
             as_of: Some(self.context.as_of(as_of)),
         }))

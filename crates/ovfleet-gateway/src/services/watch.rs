@@ -115,7 +115,7 @@ struct Seen {
     instance: Arc<Instance>,
     /// Revision of the table when it was last looked at.
     revision: u64,
-    etag: String,
+    etag: Arc<str>,
     attached: bool,
     generation: Option<Generation>,
     clients: BTreeSet<Cid>,
@@ -236,7 +236,7 @@ impl Watch {
     }
 
     fn look_at(&mut self, instance: &Arc<Instance>, changes: &mut FleetChanges) {
-        let etag = instance.spec().etag();
+        let (_, etag) = instance.spec_and_etag();
         let known = self.seen.get(instance.name());
         if known.is_some_and(|seen| seen.revision == instance.revision() && seen.etag == etag) {
             return;
@@ -248,7 +248,7 @@ impl Watch {
             .or_insert_with(|| Seen {
                 instance: Arc::clone(instance),
                 revision: 0,
-                etag: String::new(),
+                etag: Arc::clone(&etag),
                 attached: false,
                 generation: None,
                 clients: BTreeSet::new(),

@@ -100,20 +100,21 @@ async fn show(gateway: &Gateway, request_id: String, output: &mut Output) -> Out
         .await
         .map_err(|status| gateway.failure(status))?;
     let action = response.into_inner().action.unwrap_or_default();
-    if output.format() == Format::Table {
-        note(&format!(
-            "ovfleet: {} by {}, {}, {}",
-            what(&action),
-            escape(&action.caller),
-            minute(action.started_time.as_ref()),
-            match &action.finished_time {
+    match output.format() {
+        Format::Table => {
+            let state = match &action.finished_time {
                 Some(_) => "finished",
                 None => "still running: these are the results so far",
-            }
-        ));
-        results(&action, output)?;
-    } else {
-        output.json_line("Action", &action)?;
+            };
+            let (caller, started) = (escape(&action.caller), minute(action.started_time.as_ref()));
+            note(&format!(
+                "ovfleet: {} by {caller}, {started}, {state}",
+                what(&action)
+            ));
+            results(&action, output)?;
+        }
+        Format::Json => output.document("Action", &action, &[])?,
+        Format::Jsonl => output.json_line("Action", &action)?,
     }
     let finished = Verdict::done_if(action.finished_time.is_some());
     Ok(finished.and(match &action.result {

@@ -39,7 +39,13 @@ pub(crate) async fn run(gateway: &Gateway, args: WatchArgs, output: &mut Output)
         };
         let end = tokio::select! {
             end = watch.follow(gateway, &args, output) => end?,
-            _ = &mut interrupted => return Ok(Verdict::Done),
+            _ = &mut interrupted => {
+                if watch.live {
+                    // What follows begins below the table.
+                    output.line("")?;
+                }
+                return Ok(Verdict::Done);
+            }
         };
         match end {
             End::Complete(verdict) => return Ok(verdict),

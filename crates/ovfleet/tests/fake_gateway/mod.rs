@@ -1,6 +1,7 @@
 //! A gateway that says what a test wants said, and remembers what it was asked.
 
 use std::{
+    collections::VecDeque,
     ffi::OsStr,
     path::PathBuf,
     process::{Command, Output},
@@ -12,13 +13,16 @@ use ovfleet_proto::v1::{
     GetInstanceResponse, GetSummaryRequest, GetSummaryResponse, InstanceResult, KillClientsRequest,
     KillClientsResponse, KillResult, ListActionsRequest, ListActionsResponse, ListClientsRequest,
     ListClientsResponse, ListInstancesRequest, ListInstancesResponse, ListRoutesRequest,
-    ListRoutesResponse, Outcome, SignalInstancesRequest, SignalInstancesResponse, Totals,
-    Unreachable, WatchFleetRequest, WatchFleetResponse,
+    ListRoutesResponse, Outcome, SignalInstancesRequest, SignalInstancesResponse,
+    StreamEventsRequest, StreamEventsResponse, Totals, Unreachable, WatchFleetRequest,
+    WatchFleetResponse,
     control_service_server::{ControlService, ControlServiceServer},
+    event_service_server::{EventService, EventServiceServer},
     fleet_service_server::{FleetService, FleetServiceServer},
+    stream_events_request::Start,
 };
 use tokio::net::UnixListener;
-use tokio_stream::{Empty, wrappers::UnixListenerStream};
+use tokio_stream::{Empty, Iter, wrappers::UnixListenerStream};
 use tonic::{Code, Request, Response, Status, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -33,6 +37,10 @@ pub(crate) struct State {
     pub(crate) outcome: Outcome,
     /// Every call of KillClients that came.
     pub(crate) kills: Vec<KillClientsRequest>,
+    /// What each stream of events sends before it ends, in order of the calls.
+    pub(crate) streams: VecDeque<Vec<Result<StreamEventsResponse, Status>>>,
+    /// From where each stream was asked for.
+    pub(crate) starts: Vec<Start>,
 }
 
 /// The gateway, until it is dropped.
@@ -60,7 +68,8 @@ impl FakeGateway {
         runtime.spawn(
             Server::builder()
                 .add_service(FleetServiceServer::new(service.clone()))
-                .add_service(ControlServiceServer::new(service))
+                .add_service(ControlServiceServer::new(service.clone()))
+                .add_service(EventServiceServer::new(service))
                 .serve_with_incoming(UnixListenerStream::new(listener)),
         );
         Self {
@@ -91,6 +100,11 @@ impl FakeGateway {
     /// The calls of KillClients that came so far.
     pub(crate) fn kills(&self) -> Vec<KillClientsRequest> {
         self.state.lock().unwrap().kills.clone()
+    }
+
+    /// From where each stream of events was asked for.
+    pub(crate) fn starts(&self) -> Vec<Start> {
+        self.state.lock().unwrap().starts.clone()
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut State)) {
@@ -194,6 +208,21 @@ impl FleetService for Service {
         _: Request<WatchFleetRequest>,
     ) -> Result<Response<Self::WatchFleetStream>, Status> {
         Err(Status::unimplemented("not in this test"))
+    }
+}
+
+#[tonic::async_trait]
+impl EventService for Service {
+    type StreamEventsStream = Iter<std::vec::IntoIter<Result<StreamEventsResponse, Status>>>;
+
+    async fn stream_events(
+        &self,
+        request: Request<StreamEventsRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let mut state = self.0.lock().unwrap();
+        state.starts.extend(request.into_inner().start);
+        let frames = state.streams.pop_front().unwrap_or_default();
+        Ok(Response::new(tokio_stream::iter(frames)))
     }
 }
 

@@ -219,3 +219,25 @@ fn generations_rise_when_the_clock_falls() {
         last = told.generation();
     }
 }
+
+/// A restart that was announced excuses one other CONNECTED, not every later one.
+#[test]
+fn a_restart_excuses_only_the_run_it_announced() {
+    let mut told = Told::attached();
+    told.says(">STATE:1795186050,RECONNECTING,SIGUSR1,,,,,");
+    told.detach();
+    let announced = told.generation();
+    told.attach(
+        Some(1),
+        "1795186051,CONNECTED,SUCCESS,10.8.0.1,,,,",
+        Some(&status(&[])),
+    );
+    assert_eq!(told.generation(), announced);
+    told.detach();
+    told.attach(
+        Some(1),
+        "1795186090,CONNECTED,SUCCESS,10.8.0.1,,,,",
+        Some(&status(&[])),
+    );
+    assert!(told.generation() > announced);
+}
