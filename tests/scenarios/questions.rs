@@ -13,7 +13,8 @@ use ovfleet_proto::v1::{
 };
 use ovfleet_tests::{
     Api, Client, Gateway, GatewayConfig, InstanceConfig, Server, TcpListener,
-    api::{EventLog, reason, timed},
+    api::{reason, timed},
+    events::EventLog,
     poll_until, run_cli,
 };
 use tokio::{

@@ -361,6 +361,29 @@ mod tests {
         assert_eq!(lines, ["1,D,MANAGEMENT: CMD 'needstr [...]'", "END"]);
     }
 
+    /// Requests are debug-printed by whoever looks for a mistake, and may end up in a log.
+    #[test]
+    fn debug_of_an_answer_shows_nothing_of_it() {
+        let canary = || "canary".to_owned();
+        let login = v1::CredentialsAnswer {
+            username: canary(),
+            password: canary(),
+            response: canary(),
+        };
+        for secret in [
+            In::Credentials(login),
+            In::Password(v1::PasswordAnswer { password: canary() }),
+            In::NeedStr(v1::NeedStrAnswer { value: canary() }),
+            In::ChallengeResponse(v1::ChallengeResponseAnswer { response: canary() }),
+        ] {
+            let request = v1::AnswerQuestionRequest {
+                answer: Some(secret),
+                ..Default::default()
+            };
+            assert!(!format!("{request:?}").contains("canary"), "{request:?}");
+        }
+    }
+
     /// An answer that says nothing must not become one that says something.
     #[test]
     fn half_an_answer_is_none() {
