@@ -102,19 +102,8 @@ pub(crate) async fn open(config: &SessionConfig) -> Result<Stream, DialError> {
             .map(Stream::Unix)
             .map_err(|error| dial_error(address, error)),
         Address::Tls { host, port } => {
-            let opening = async {
-                let tcp = open_tcp(host, *port)
-                    .await
-                    .map_err(|error| dial_error(address, error))?;
-                let tls = Arc::new(config.tls.clone());
-                TlsStream::connect(tcp, host, tls)
-                    .await
-                    .map(|stream| Stream::Tls(Box::new(stream)))
-                    .map_err(|error| DialError::Tls {
-                        address: address.to_string(),
-                        error,
-                    })
-            };
+            // Boxed: every session's task has room for this future, and few dial TLS.
+            let opening = Box::pin(open_tls(config, host, *port));
             timeout(waited, opening).await.unwrap_or_else(|_| {
                 Err(DialError::Silent {
                     address: address.to_string(),
@@ -141,6 +130,20 @@ pub(crate) async fn open(config: &SessionConfig) -> Result<Stream, DialError> {
 
 async fn open_unix(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path).await
+}
+
+async fn open_tls(config: &SessionConfig, host: &str, port: u16) -> Result<Stream, DialError> {
+    let address = &config.address;
+    let tcp = open_tcp(host, port)
+        .await
+        .map_err(|error| dial_error(address, error))?;
+    TlsStream::connect(tcp, host, Arc::new(config.tls.clone()))
+        .await
+        .map(|stream| Stream::Tls(Box::new(stream)))
+        .map_err(|error| DialError::Tls {
+            address: address.to_string(),
+            error,
+        })
 }
 
 async fn open_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
