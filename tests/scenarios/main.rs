@@ -6,6 +6,7 @@ mod commands;
 mod demo;
 mod dial_in;
 mod discovery;
+mod drain;
 mod faults;
 mod kill;
 mod lab;

@@ -6,13 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use ovfleet_proto::v1::{ClientFilter, Condition, KillClientsRequest};
 use ovfleet_tests::{
-    Api, Client, Gateway, GatewayConfig, Server, TcpListener,
+    Api, Client, GatewayConfig, Server, TcpListener,
     api::{all, reason},
     poll_until, run_cli,
-};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
 };
 use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{
@@ -22,17 +18,6 @@ use tonic_reflection::pb::{v1 as reflection, v1alpha as reflection_alpha};
 
 /// A new client is known as soon as its daemon says so; this covers a busy machine.
 const SOON: Duration = Duration::from_secs(10);
-
-async fn get(gateway: &Gateway, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", gateway.http_port())).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-    let code = head.split(' ').nth(1).context("no status code")?.parse()?;
-    Ok((code, body.to_owned()))
-}
 
 /// A load balancer asks for health, grpcurl asks for reflection: without them the API is
 /// there and nobody finds it.
@@ -97,10 +82,10 @@ async fn metrics_and_probes_tell_the_fleet() -> Result<()> {
     api.wait_attached().await?;
     api.wait_clients(ClientFilter::default(), 1, SOON).await?;
     for path in ["/healthz", "/readyz"] {
-        let (code, _) = get(&gateway, path).await?;
+        let (code, _) = gateway.http_get(path).await?;
         ensure!(code == 200, "{path}: {code}");
     }
-    let (code, metrics) = get(&gateway, "/metrics").await?;
+    let (code, metrics) = gateway.http_get("/metrics").await?;
     ensure!(code == 200, "{code}");
     for word in [
         "instances",
@@ -116,7 +101,7 @@ async fn metrics_and_probes_tell_the_fleet() -> Result<()> {
         !metrics.contains("alice"),
         "a client's name is in the metrics: {metrics}"
     );
-    let (code, _) = get(&gateway, "/nothing").await?;
+    let (code, _) = gateway.http_get("/nothing").await?;
     ensure!(code == 404, "{code}");
     Ok(())
 }

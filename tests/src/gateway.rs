@@ -8,6 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
@@ -58,6 +62,14 @@ pub struct GatewayConfig {
     root: toml::Table,
     instances: Vec<InstanceConfig>,
     tcp: Option<TcpListener>,
+    launch: Launch,
+}
+
+/// How the process is started, each time.
+#[derive(Clone, Debug, Default)]
+struct Launch {
+    /// Options of `serve`, behind `--config`.
+    arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
 
@@ -67,7 +79,7 @@ pub struct Gateway {
     process: Process,
     directory: TempDir,
     claim: Claim,
-    environment: Vec<(String, String)>,
+    launch: Launch,
 }
 
 /// What a run of the command line gave.
@@ -144,7 +156,7 @@ impl GatewayConfig {
             root,
             instances: Vec::new(),
             tcp: None,
-            environment: Vec::new(),
+            launch: Launch::default(),
         }
     }
 
@@ -173,7 +185,15 @@ impl GatewayConfig {
     /// Sets a variable of the process' environment.
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
+        let variable = (name.to_owned(), value.to_owned());
+        self.launch.environment.push(variable);
+        self
+    }
+
+    /// Adds an option of `ovfleet serve`.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<String>) -> Self {
+        self.launch.arguments.push(argument.into());
         self
     }
 
@@ -189,17 +209,17 @@ impl GatewayConfig {
     /// # Errors
     /// There is no binary, or it does not come up; its last words are in the error.
     pub async fn start(mut self) -> Result<Gateway> {
-        let environment = std::mem::take(&mut self.environment);
+        let launch = std::mem::take(&mut self.launch);
         let directory = new_directory()?;
         let claim = Claim::take()?;
         let config = config_path(&directory);
         write_private(&config, &self.render(directory.path(), &claim)?)?;
-        let process = spawn(&directory, &environment)?;
+        let process = spawn(&directory, &launch)?;
         let mut gateway = Gateway {
             process,
             directory,
             claim,
-            environment,
+            launch,
         };
         gateway.wait_ready().await?;
         Ok(gateway)
@@ -278,6 +298,21 @@ impl Gateway {
         http_port(&self.claim)
     }
 
+    /// What `GET path` of that port gives: the status code and the body.
+    ///
+    /// # Errors
+    /// It does not answer in HTTP.
+    pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.http_port())).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let code = head.split(' ').nth(1).context("no status code")?.parse()?;
+        Ok((code, body.to_owned()))
+    }
+
     /// A new connection to it.
     ///
     /// # Errors
@@ -353,7 +388,7 @@ impl Gateway {
     /// # Errors
     /// It does not come up.
     pub async fn start_again(&mut self) -> Result<()> {
-        self.process = spawn(&self.directory, &self.environment)?;
+        self.process = spawn(&self.directory, &self.launch)?;
         self.wait_ready().await
     }
 
@@ -412,14 +447,16 @@ fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn spawn(directory: &TempDir, environment: &[(String, String)]) -> Result<Process> {
+fn spawn(directory: &TempDir, launch: &Launch) -> Result<Process> {
     let mut command = mortal(binary()?);
     command
         .arg("serve")
         .arg("--config")
-        .arg(config_path(directory));
+        .arg(config_path(directory))
+        .args(&launch.arguments);
     command.current_dir(directory.path());
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    let environment = launch.environment.iter();
+    command.envs(environment.map(|(name, value)| (name, value)));
     Process::start("the gateway", command, &directory.path().join("log"))
 }
 

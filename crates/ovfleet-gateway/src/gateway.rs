@@ -144,6 +144,7 @@ impl Gateway {
             rows_bytes_max: limits.response_size / 8 * 7,
             streams: Streams::new(limits.streams),
             tasks: TaskTracker::new(),
+            leaving: CancellationToken::new(),
             drain: CancellationToken::new(),
         });
         let (health, health_service) = health();
@@ -259,12 +260,19 @@ impl Gateway {
         Dependants::new(self.context.fleet.clone())
     }
 
+    /// Says that it is about to end: it is not ready any more, and refuses calls that would change something. Those
+    /// under way, reads and streams go on until [`shutdown`](Self::shutdown).
+    pub fn leave(&self) {
+        self.context.leaving.cancel();
+        self.health.leave();
+    }
+
     /// Ends it: takes no new calls, lets streams say farewell and actions
     /// finish for at most `grace`, then cuts what is left and ends the sessions.
     pub async fn shutdown(self, grace: Duration) {
+        self.leave();
         let Self {
             context,
-            health,
             mut grpc,
             mut background,
             stop,
@@ -274,7 +282,6 @@ impl Gateway {
         } = self;
         let deadline = Instant::now() + grace;
         tracing::info!(callers = activity.connections(), "draining");
-        health.drain();
         let message = "the gateway is shutting down".to_owned();
         context.fleet.record(Detail::GatewayDrain { message });
         context.drain.cancel();

@@ -37,7 +37,7 @@ pub(crate) fn health() -> (HealthReporter, HealthServer<HealthService>) {
 
 impl HealthReporter {
     /// No new calls, please.
-    pub(crate) fn drain(&self) {
+    pub(crate) fn leave(&self) {
         self.0.send_replace(ServingStatus::NotServing);
     }
 }

@@ -86,7 +86,7 @@ async fn figures(State(port): State<Arc<Port>>) -> Response {
 impl Readiness {
     /// Why callers should not come here; `None`: they should.
     fn obstacle(&self) -> Option<String> {
-        if self.context.drain.is_cancelled() {
+        if self.context.leaving.is_cancelled() {
             return Some("draining".to_owned());
         }
         if self.dialled.load(Ordering::Relaxed) {

@@ -22,6 +22,7 @@ mod table;
 mod terminal;
 mod text;
 mod value;
+mod watchdog;
 
 use std::process::ExitCode;
 

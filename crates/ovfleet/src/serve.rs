@@ -18,14 +18,16 @@ use crate::{
     output::note,
     privileges,
     signals::Signals,
+    watchdog::Watchdog,
 };
 
 /// How long callers may take to leave when the gateway is told to end.
 pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// How long daemons that would end with us are waited for before that.
 const DEPENDANTS_GRACE: Duration = Duration::from_secs(10);
-/// After that long the process ends whatever still hangs.
-const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
+/// How long both and the end of the sessions may take together; whatever hangs then is cut. Below the patience of
+/// the [`Watchdog`], for when even that hangs.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(28);
 
 /// Runs the gateway until it is told to end.
 ///
@@ -37,23 +39,30 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     let open_files_max = privileges::raise_open_files()?;
     let config = Config::load(&args.config).map_err(|errors| mistakes(&errors))?;
     info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.name, open_files_max, "starting");
+    let watchdog = Watchdog::start()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(serve(config, broadcast, args));
+    let outcome = runtime.block_on(serve(config, broadcast, args, &watchdog));
     // Dropped, it would wait for a file that hangs.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config, broadcast: Option<LogBroadcast>, args: &ServeArgs) -> Outcome {
+async fn serve(
+    config: Config,
+    broadcast: Option<LogBroadcast>,
+    args: &ServeArgs,
+    watchdog: &Watchdog,
+) -> Outcome {
     // From before the first caller can see that we run.
     let mut end_signals = Signals::listen(&[SignalKind::terminate(), SignalKind::interrupt()])?;
     let mut reload_signal = Signals::listen(&[SignalKind::hangup()])?;
-    let mut gateway = Gateway::start(config)
-        .await
-        .context("cannot start the gateway")?;
+    let mut gateway = tokio::select! {
+        started = Gateway::start(config) => started.context("cannot start the gateway")?,
+        () = end_signals.next() => return Ok(Verdict::Done),
+    };
     if let Some(broadcast) = broadcast {
         gateway.broadcast(broadcast);
     }
@@ -80,6 +89,9 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, args: &ServeArgs
         } => unreachable!("it loops"),
     };
     let told = Instant::now();
+    watchdog.tell();
+    // Whoever balances callers shall know before those that dialled in are waited for.
+    gateway.leave();
     if end.is_ok() && !args.force {
         wait_for(&gateway.dependants(), &mut end_signals).await;
     }
@@ -96,7 +108,7 @@ async fn serve(config: Config, broadcast: Option<LogBroadcast>, args: &ServeArgs
 }
 
 /// Gives daemons that dialled in, and would end with us, the time to be ended in order: until they are gone, a second
-/// signal comes, or the grace is over. Meanwhile the gateway serves as ever.
+/// signal comes, or the grace is over. Meanwhile reads and streams go on.
 async fn wait_for(dependants: &Dependants, end_signals: &mut Signals) {
     let names = |dependants: &Dependants| {
         let names: Vec<_> = dependants.names().iter().map(ToString::to_string).collect();

@@ -32,11 +32,9 @@ impl Control {
 
     /// Who acts and how long; dropping the guard, as a call that is cancelled
     /// does, stops what is not yet sent.
-    fn begin<T>(request: &Request<T>) -> Result<(ActionContext, DropGuard), Status> {
+    fn begin<T>(&self, request: &Request<T>) -> Result<(ActionContext, DropGuard), Status> {
         let caller = Caller::of(request);
-        caller
-            .require_control()
-            .map_err(|_| status::read_only_listener())?;
+        self.context.admit_change(&caller)?;
         let cancel = CancellationToken::new();
         let context = ActionContext {
             caller: caller.name().clone(),
@@ -53,7 +51,7 @@ impl ControlService for Control {
         &self,
         request: Request<KillClientsRequest>,
     ) -> Result<Response<KillClientsResponse>, Status> {
-        let (action, _guard) = Self::begin(&request)?;
+        let (action, _guard) = self.begin(&request)?;
         let kill = request::kill(request.into_inner())?;
         let cursors = &self.context.cursors;
         let report = self.context.fleet.kill(kill, action).await;
@@ -67,7 +65,7 @@ impl ControlService for Control {
         &self,
         request: Request<SignalInstancesRequest>,
     ) -> Result<Response<SignalInstancesResponse>, Status> {
-        let (action, _guard) = Self::begin(&request)?;
+        let (action, _guard) = self.begin(&request)?;
         let signal = request::signal(request.into_inner())?;
         let cursors = &self.context.cursors;
         let report = self.context.fleet.signal(signal, action).await;

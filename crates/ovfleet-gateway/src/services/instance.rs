@@ -59,8 +59,7 @@ impl Instances {
 
     /// A call that changes something.
     fn change<T>(&self, request: &Request<T>, instance: &str) -> Result<Ask<'_>, Status> {
-        let allowed = Caller::of(request).require_control();
-        allowed.map_err(|_| status::read_only_listener())?;
+        self.context.admit_change(&Caller::of(request))?;
         self.read(request, instance)
     }
 

@@ -24,7 +24,7 @@ use tonic::{Status, service::Routes};
 use self::{
     control::Control, events::Events, fleet::FleetQueries, instance::Instances, wire::EventServer,
 };
-use crate::{convert, cursor::Cursors, status};
+use crate::{caller::Caller, convert, cursor::Cursors, status};
 
 pub(crate) use self::{streams::Streams, wire::batch_element};
 
@@ -47,6 +47,9 @@ pub(crate) struct Context {
     pub(crate) rows_bytes_max: usize,
     /// Open streams.
     pub(crate) streams: Streams,
+    /// Cancelled when the gateway is told to end: from then on it is not ready,
+    /// and takes no call that changes something.
+    pub(crate) leaving: CancellationToken,
     /// Tasks of open streams; they end soon after `drain`.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the gateway is going away.
@@ -60,6 +63,16 @@ impl Context {
             position: self.fleet.journal().newest(),
             time: SystemTime::now(),
         }
+    }
+
+    /// That `caller` may change something, and that it is not too late to begin.
+    fn admit_change(&self, caller: &Caller) -> Result<(), Status> {
+        let allowed = caller.require_control();
+        allowed.map_err(|_| status::read_only_listener())?;
+        if self.leaving.is_cancelled() {
+            return Err(status::shutting_down());
+        }
+        Ok(())
     }
 
     /// The instance of that name.
