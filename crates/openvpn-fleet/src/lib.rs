@@ -16,6 +16,7 @@ mod client;
 mod command;
 pub mod event;
 mod event_filter;
+pub mod failpoint;
 mod filter;
 mod fleet;
 mod instance;

@@ -6,6 +6,7 @@ use openvpn_session::{Hint, Moment, Observation, Observer};
 
 use crate::apply::apply;
 use crate::client::Interner;
+use crate::failpoint;
 use crate::instance::Instance;
 use crate::journal::{Journal, Record};
 
@@ -19,6 +20,9 @@ pub(crate) struct InstanceObserver {
 
 impl Observer for InstanceObserver {
     fn observe(&mut self, observation: Observation, at: Moment) -> Hint {
+        if matches!(observation, Observation::Notification(_)) {
+            failpoint::hit_of("session.task", self.instance.name().as_str());
+        }
         let mut records: Vec<Record> = Vec::new();
         // The table first, then the journal: who takes the journal's position and then reads the table finds every
         // difference either in the table already or behind the position.

@@ -29,7 +29,8 @@ use crate::{
     metrics::Metrics,
     mux::MuxSockets,
     services::{self, Context, Streams},
-    state_dir::{State, StateError},
+    state::State,
+    state_dir::{StateDir, StateError},
 };
 
 /// Connections of the HTTP port at once; one more is closed.
@@ -38,6 +39,8 @@ const HTTP_CONNECTIONS_MAX: usize = 64;
 const AGING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long sessions may take to end once the callers are gone.
 const SESSIONS_END_MAX: Duration = Duration::from_secs(5);
+/// How long the state may take to be written back at the end.
+const STATE_CLOSE_MAX: Duration = Duration::from_secs(3);
 /// How often a wait for something that does not tell looks again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Most running actions that a shutdown waits for; there are hardly ever two.
@@ -56,7 +59,7 @@ pub struct Gateway {
     stop: CancellationToken,
     stop_background: CancellationToken,
     /// Held until the end: the lock of the state directory.
-    _state: State,
+    _directory: StateDir,
 }
 
 /// Where a gateway answers.
@@ -111,7 +114,8 @@ impl Gateway {
             instances,
             discover,
         } = config;
-        let state = State::open(state_dir.as_deref(), name.as_str())?;
+        let directory = StateDir::open(state_dir.as_deref(), name.as_str())?;
+        let state = State::open(state_dir.as_deref()).map_err(StateError::from)?;
         // First the listeners: what is wrong with them shall not cost sessions.
         let grpc_listeners = listen
             .grpc
@@ -139,10 +143,11 @@ impl Gateway {
 
         let context = Arc::new(Context {
             fleet: fleet.clone(),
-            cursors: Cursors::new(name.as_str(), &state.cursor_key),
+            cursors: Cursors::new(name.as_str(), &directory.cursor_key),
             // The rest is for what stands beside the rows.
             rows_bytes_max: limits.response_size / 8 * 7,
             streams: Streams::new(limits.streams),
+            state,
             tasks: TaskTracker::new(),
             leaving: CancellationToken::new(),
             drain: CancellationToken::new(),
@@ -166,7 +171,7 @@ impl Gateway {
             background: JoinSet::new(),
             stop: CancellationToken::new(),
             stop_background: CancellationToken::new(),
-            _state: state,
+            _directory: directory,
         };
         let admission = Admission::new(&limits);
         for listener in grpc_listeners {
@@ -304,6 +309,7 @@ impl Gateway {
         stop_background.cancel();
         context.fleet.shutdown(SESSIONS_END_MAX).await;
         background.shutdown().await;
+        context.state.close(STATE_CLOSE_MAX).await;
         tracing::info!("ended");
     }
 }

@@ -26,6 +26,12 @@ mod mux;
 mod page;
 mod seal;
 mod services;
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the calls that change something come next"
+)]
+mod state;
 mod state_dir;
 mod status;
 
@@ -40,4 +46,5 @@ pub use gateway::{Addresses, Failed, Gateway, StartError};
 pub use idle::IdleWatch;
 pub use listen::{BindError, TlsError};
 pub use log::{LogBroadcast, LogLayer, log_broadcast};
+pub use state::OpenError;
 pub use state_dir::StateError;

@@ -13,7 +13,11 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{idle::Activity, services::Context};
+use crate::{
+    idle::Activity,
+    services::Context,
+    state::{Figures, Trouble},
+};
 
 /// The type of what [`Metrics::render`] gives.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -59,6 +63,9 @@ impl Collector for Sampler {
         instances(&mut encoder, &samples(fleet))?;
         journal(&mut encoder, fleet)?;
         actions(&mut encoder, fleet)?;
+        if self.context.state.is_durable() {
+            state(&mut encoder, &self.context.state.figures())?;
+        }
         self.callers(&mut encoder)
     }
 }
@@ -243,6 +250,28 @@ fn actions(encoder: &mut DescriptorEncoder<'_>, fleet: &Fleet) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+fn state(encoder: &mut DescriptorEncoder<'_>, figures: &Figures) -> fmt::Result {
+    let help = "Whether the state directory takes no changes, and why: 1 is the present trouble";
+    let mut metric = gauge(encoder, "state_trouble", help, None)?;
+    for trouble in Trouble::ALL {
+        let is_so = u8::from(figures.trouble == Some(trouble));
+        family(&mut metric, &[("cause", trouble.as_str())], |metric| {
+            metric.encode_gauge(&u64::from(is_so))
+        })?;
+    }
+    let help = "Writes to the state directory that succeeded";
+    counter(encoder, "state_writes", help, None)?
+        .encode_counter::<NoLabelSet, _, u64>(&figures.writes, None)?;
+    let help = "Writes to the state directory that failed";
+    counter(encoder, "state_write_failures", help, None)?
+        .encode_counter::<NoLabelSet, _, u64>(&figures.failures, None)?;
+    let help = "Time that writes to the state directory took";
+    counter(encoder, "state_write", help, Some(&Unit::Seconds))?
+        .encode_counter::<NoLabelSet, _, u64>(&figures.write_time.as_secs_f64(), None)?;
+    let help = "Size of the state on disk";
+    gauge(encoder, "state_size", help, Some(&Unit::Bytes))?.encode_gauge(&figures.bytes)
 }
 
 fn gauge<'a>(

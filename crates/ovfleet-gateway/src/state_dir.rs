@@ -10,6 +10,8 @@ use std::{
 use aws_lc_rs::digest;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::state::OpenError;
+
 /// Length of the key that authenticates cursors, in bytes.
 pub(crate) const CURSOR_KEY_BYTES: usize = 32;
 
@@ -39,6 +41,9 @@ pub enum StateError {
         /// The file.
         path: PathBuf,
     },
+    /// The database in it cannot be opened.
+    #[error(transparent)]
+    Database(#[from] OpenError),
     /// The system has no random numbers.
     #[error("no random numbers: {0}")]
     Random(getrandom::Error),
@@ -46,14 +51,14 @@ pub enum StateError {
 
 /// What is kept, and the right to it.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct StateDir {
     /// Authenticates cursors.
     pub(crate) cursor_key: [u8; CURSOR_KEY_BYTES],
     /// Locked until dropped; `None` without a state directory.
     _lock: Option<File>,
 }
 
-impl State {
+impl StateDir {
     /// Opens the directory, or makes do without one.
     ///
     /// Without one the key comes from the gateway's name, so that a cursor from
@@ -171,8 +176,8 @@ mod tests {
     #[test]
     fn a_second_process_is_told_who_has_it() {
         let directory = tempfile::tempdir().unwrap();
-        let first = State::open(Some(directory.path()), "vpn1").unwrap();
-        let error = State::open(Some(directory.path()), "vpn1")
+        let first = StateDir::open(Some(directory.path()), "vpn1").unwrap();
+        let error = StateDir::open(Some(directory.path()), "vpn1")
             .unwrap_err()
             .to_string();
         assert!(
@@ -181,7 +186,7 @@ mod tests {
         );
         let key = first.cursor_key;
         drop(first);
-        let second = State::open(Some(directory.path()), "vpn1").unwrap();
+        let second = StateDir::open(Some(directory.path()), "vpn1").unwrap();
         assert_eq!(
             second.cursor_key, key,
             "cursors of the run before stay readable"
@@ -198,7 +203,7 @@ mod tests {
     fn a_damaged_key_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("cursor.key"), "short").unwrap();
-        let error = State::open(Some(directory.path()), "vpn1").unwrap_err();
+        let error = StateDir::open(Some(directory.path()), "vpn1").unwrap_err();
         assert!(matches!(error, StateError::Key { .. }), "{error}");
     }
 
@@ -206,7 +211,7 @@ mod tests {
     /// ours, and one of another gateway must not.
     #[test]
     fn a_directory_is_not_needed() {
-        let key = |gateway| State::open(None, gateway).unwrap().cursor_key;
+        let key = |gateway| StateDir::open(None, gateway).unwrap().cursor_key;
         assert_eq!(key("vpn1"), key("vpn1"));
         assert_ne!(key("vpn1"), key("vpn2"));
     }

@@ -15,6 +15,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use crate::{
     convert::action::{kill_report, signal_report},
     cursor::{CursorError, Cursors},
+    state::WriteError,
 };
 
 /// Domain of every reason.
@@ -143,6 +144,18 @@ pub(crate) fn slow_caller(blocked: Duration) -> Status {
         Code::ResourceExhausted,
         "SLOW_CALLER",
         format!("nothing was read for {blocked:?}; resume from the last cursor you have"),
+    )
+}
+
+/// UNAVAILABLE: what must be on disk before anything is done cannot be written.
+#[allow(dead_code, reason = "the calls that change something come next")]
+pub(crate) fn state_unavailable(error: &WriteError) -> Status {
+    let mut details = details("STATE_UNAVAILABLE");
+    details.set_retry_info(Some(RETRY_SOON));
+    Status::with_error_details(
+        Code::Unavailable,
+        format!("nothing was done: {error}"),
+        details,
     )
 }
 

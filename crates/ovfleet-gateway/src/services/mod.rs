@@ -24,7 +24,7 @@ use tonic::{Status, service::Routes};
 use self::{
     control::Control, events::Events, fleet::FleetQueries, instance::Instances, wire::EventServer,
 };
-use crate::{caller::Caller, convert, cursor::Cursors, status};
+use crate::{caller::Caller, convert, cursor::Cursors, state::State, status};
 
 pub(crate) use self::{streams::Streams, wire::batch_element};
 
@@ -45,6 +45,8 @@ pub(crate) struct Context {
     pub(crate) cursors: Cursors,
     /// Bytes of the rows of one page.
     pub(crate) rows_bytes_max: usize,
+    /// What outlives the process.
+    pub(crate) state: State,
     /// Open streams.
     pub(crate) streams: Streams,
     /// Cancelled when the gateway is told to end: from then on it is not ready,

@@ -1,0 +1,225 @@
+//! What outlives the process: one SQLite file in the state directory, written by one thread.
+//!
+//! ```text
+//! callers ── write(job), at most 800 ms ──► queue ──► thread "state" ──► state.db
+//! callers ── read(job) ──► one of a few read-only connections, where blocking is allowed
+//! ```
+//!
+//! Nothing on the way from a daemon's socket to a stream waits for it. Without a state directory the same tables are
+//! in memory, and answers that depend on them say so.
+
+mod health;
+mod open;
+mod registry;
+mod schema;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use rusqlite::{Connection, Transaction};
+use tokio::{sync::Semaphore, time::timeout};
+
+pub use self::open::OpenError;
+use self::{health::Health, writer::Writer};
+pub(crate) use self::{
+    health::{Figures, Trouble, WRITE_WAIT_MAX, WriteError},
+    registry::{Registered, Registry},
+};
+
+/// Reads that are under way at once; further ones wait their turn.
+const READERS_MAX: usize = 4;
+
+/// The state of a gateway. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct State(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    writer: Writer,
+    health: Arc<Health>,
+    /// `None`: in memory.
+    path: Option<PathBuf>,
+    /// Where a damaged file went, of which this is the replacement.
+    set_aside: Option<PathBuf>,
+    /// Reads under way.
+    permits: Semaphore,
+    /// Connections that nobody reads through now. Locked to take or return one.
+    readers: Mutex<Vec<Connection>>,
+}
+
+impl State {
+    /// Opens the state of a directory, which must be locked; without one it is in memory.
+    ///
+    /// Blocks while the file is checked.
+    pub(crate) fn open(directory: Option<&Path>) -> Result<Self, OpenError> {
+        let path = directory.map(|directory| directory.join(open::FILE_NAME));
+        let (connection, set_aside) = match directory {
+            Some(directory) => {
+                let opened = open::open(directory)?;
+                (opened.connection, opened.set_aside)
+            }
+            None => {
+                let connection = open::open_memory().map_err(|error| OpenError::Unusable {
+                    path: PathBuf::from(":memory:"),
+                    reason: error.to_string(),
+                })?;
+                (connection, None)
+            }
+        };
+        let health = Arc::new(Health::new(path.clone()));
+        Ok(Self(Arc::new(Inner {
+            writer: Writer::start(connection, path.clone(), Arc::clone(&health))?,
+            health,
+            path,
+            set_aside,
+            permits: Semaphore::new(READERS_MAX),
+            readers: Mutex::default(),
+        })))
+    }
+
+    /// Whether it outlives the process.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.0.path.is_some()
+    }
+
+    /// Where a damaged file went, of which this is the replacement.
+    pub(crate) fn set_aside(&self) -> Option<&Path> {
+        self.0.set_aside.as_deref()
+    }
+
+    /// Why a change would be refused now.
+    pub(crate) fn check(&self) -> Result<(), WriteError> {
+        self.0.health.check()
+    }
+
+    /// Figures for metrics.
+    pub(crate) fn figures(&self) -> Figures {
+        self.0.health.figures()
+    }
+
+    /// Runs `job` in a transaction of its own; when this gives `Ok`, what it did is on disk.
+    ///
+    /// Given up in time, the job is not begun any more, or rolled back; only if the disk hangs in the last step of all it
+    /// may still come to be. Callers for whom that is not enough write again what should be there.
+    ///
+    /// # Errors
+    /// [`WriteError`], after at most [`WRITE_WAIT_MAX`].
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        self.check()?;
+        let reply = self.0.writer.submit(job)?;
+        match timeout(WRITE_WAIT_MAX, reply).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(WriteError::Closed),
+            Err(_) => Err(self.0.health.slow()),
+        }
+    }
+
+    /// The same for what nobody waits for: as long as it takes.
+    pub(crate) async fn write_patiently<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        let reply = self.0.writer.submit(job)?;
+        reply.await.unwrap_or(Err(WriteError::Closed))
+    }
+
+    /// The same where blocking is allowed.
+    pub(crate) fn write_blocking<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        let reply = self.0.writer.submit(job)?;
+        reply.blocking_recv().unwrap_or(Err(WriteError::Closed))
+    }
+
+    /// Reads through a connection of its own.
+    ///
+    /// # Errors
+    /// [`WriteError`], with what SQLite said.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        let Some(path) = self.0.path.clone() else {
+            // In memory there is one connection only.
+            return self.write_patiently(|transaction| job(transaction)).await;
+        };
+        // The semaphore is never closed.
+        let _permit = self.0.permits.acquire().await;
+        let inner = Arc::clone(&self.0);
+        let reading = tokio::task::spawn_blocking(move || {
+            let idle = inner.lock_readers().pop();
+            let connection = match idle {
+                Some(connection) => connection,
+                None => open::open_reader(&path)?,
+            };
+            let result = job(&connection);
+            // One that had trouble is not used again.
+            if result.is_ok() {
+                inner.lock_readers().push(connection);
+            }
+            result
+        });
+        let place = || self.0.health.place.clone();
+        match reading.await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(error)) => {
+                tracing::error!(%error, place = place(), "the state cannot be read");
+                Err(WriteError::Refused {
+                    place: place(),
+                    reason: error.to_string(),
+                    trouble: Trouble::of(&error),
+                })
+            }
+            Err(_) => Err(WriteError::Closed),
+        }
+    }
+
+    /// Writes back what is in the log, and ends the thread; waits at most `wait` for it.
+    pub(crate) async fn close(&self, wait: Duration) {
+        if timeout(wait, self.0.writer.close()).await.is_err() {
+            tracing::error!(
+                place = self.0.health.place,
+                "the state did not close in time"
+            );
+        }
+        self.0.lock_readers().clear();
+    }
+}
+
+impl Inner {
+    fn lock_readers(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A moment as it is stored: microseconds since 1970.
+pub(crate) fn micros(time: SystemTime) -> i64 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
+        Err(before) => {
+            i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |micros| -micros)
+        }
+    }
+}
+
+/// A moment from how it is stored.
+pub(crate) fn time(micros: i64) -> SystemTime {
+    let span = Duration::from_micros(micros.unsigned_abs());
+    let time = if micros < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(span)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(span)
+    };
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! The tables, and how those of older versions become them.
+
+use openvpn_fleet::failpoint;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+/// One step from each version to the next, in a transaction of its own. Steps are added, never changed: there are
+/// files that stopped at any of them.
+const MIGRATIONS: [&str; 1] = [
+    // Names are compared byte by byte. Times are microseconds since 1970.
+    //
+    // What comes next has its place here too: tokens and grants, each in a table of its own.
+    "
+    CREATE TABLE meta (
+        key TEXT PRIMARY KEY,
+        value
+    ) WITHOUT ROWID;
+    -- Runs of the gateway. `reserved`: no sequence of the run is above it. `last` is set when it ended in order.
+    CREATE TABLE runs (
+        run INTEGER PRIMARY KEY,
+        first INTEGER NOT NULL,
+        reserved INTEGER NOT NULL,
+        started INTEGER NOT NULL,
+        last INTEGER
+    );
+    CREATE TABLE labels (
+        id INTEGER PRIMARY KEY,
+        text TEXT NOT NULL UNIQUE
+    );
+    -- `wire` is the event as streams send it; the rest is what filters look at.
+    CREATE TABLE events (
+        sequence INTEGER PRIMARY KEY,
+        observed INTEGER NOT NULL,
+        class INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        instance TEXT,
+        labels INTEGER,
+        half_open INTEGER NOT NULL,
+        wire BLOB NOT NULL
+    );
+    CREATE INDEX events_of_class ON events (class, sequence);
+    CREATE INDEX events_by_time ON events (observed);
+    -- `hole`: events behind `sequence` are missing; otherwise the gap has that sequence itself.
+    CREATE TABLE gaps (
+        id INTEGER PRIMARY KEY,
+        sequence INTEGER NOT NULL,
+        hole INTEGER NOT NULL,
+        cause TEXT NOT NULL,
+        observed INTEGER NOT NULL,
+        instance TEXT,
+        labels INTEGER,
+        class INTEGER,
+        count INTEGER,
+        not_before INTEGER,
+        not_after INTEGER
+    );
+    CREATE INDEX gaps_by_sequence ON gaps (sequence, hole);
+    -- What is kept of each class of events, and up to where it was thrown away.
+    CREATE TABLE classes (
+        class INTEGER PRIMARY KEY,
+        events INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        through INTEGER NOT NULL,
+        through_time INTEGER NOT NULL,
+        evicted INTEGER NOT NULL
+    );
+    INSERT INTO classes VALUES (0, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 0);
+    CREATE TABLE generations (
+        instance TEXT PRIMARY KEY,
+        address TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        pid INTEGER,
+        connected_time INTEGER,
+        highest_cid INTEGER,
+        observed INTEGER
+    ) WITHOUT ROWID;
+    -- `stage`: 0 intended, 1 sending, 2 finished. `body` is the answer as far as it is known.
+    CREATE TABLE actions (
+        number INTEGER PRIMARY KEY,
+        caller TEXT NOT NULL,
+        method TEXT NOT NULL,
+        request_id TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        started INTEGER NOT NULL,
+        stage INTEGER NOT NULL,
+        targets INTEGER NOT NULL,
+        body BLOB,
+        UNIQUE (caller, method, request_id)
+    );
+    CREATE INDEX actions_by_time ON actions (started);
+    -- Outcomes of single targets while their action is sending.
+    CREATE TABLE action_results (
+        number INTEGER NOT NULL,
+        target INTEGER NOT NULL,
+        body BLOB NOT NULL,
+        PRIMARY KEY (number, target)
+    ) WITHOUT ROWID;
+    -- Instances that were made at run time.
+    CREATE TABLE registry (
+        name TEXT PRIMARY KEY,
+        uid INTEGER NOT NULL,
+        spec TEXT NOT NULL,
+        etag TEXT NOT NULL,
+        paused INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        updated INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    ",
+];
+
+/// The version that this program writes.
+pub(super) const VERSION: u32 = 1;
+const _: () = assert!(VERSION as usize == MIGRATIONS.len());
+
+/// The version of a file; 0 of an empty one.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
+/// Brings the tables up to date: after a crash in between, the next start goes on where this one stopped.
+pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    for (done, step) in (1..).zip(MIGRATIONS) {
+        if version(connection)? >= done {
+            continue;
+        }
+        let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "user_version", done)?;
+        failpoint::hit("state.in_migration");
+        transaction.commit()?;
+    }
+    Ok(())
+}

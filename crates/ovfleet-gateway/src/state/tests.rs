@@ -1,0 +1,159 @@
+use std::fs;
+
+use super::*;
+
+fn open(directory: &Path) -> State {
+    State::open(Some(directory)).expect("it opens")
+}
+
+async fn put(state: &State, key: &'static str) -> Result<usize, WriteError> {
+    state
+        .write(move |transaction| transaction.execute("INSERT INTO meta VALUES (?1, 7)", [key]))
+        .await
+}
+
+async fn keys(state: &State) -> Vec<String> {
+    let read = state.read(|connection| {
+        let mut statement = connection.prepare("SELECT key FROM meta ORDER BY key")?;
+        let rows = statement.query_map([], |row| row.get(0))?;
+        rows.collect()
+    });
+    read.await.expect("it is read")
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let state = open(directory.path());
+    put(&state, "a").await.expect("it is written");
+    assert_eq!(keys(&state).await, ["a"]);
+    state.close(Duration::from_secs(5)).await;
+    assert_eq!(put(&state, "b").await, Err(WriteError::Closed));
+    assert_eq!(keys(&open(directory.path())).await, ["a"]);
+}
+
+/// Without a directory everything works the same, for as long as the process lives.
+#[tokio::test]
+async fn a_directory_is_not_needed() {
+    let state = State::open(None).expect("it opens");
+    assert!(!state.is_durable());
+    put(&state, "a").await.expect("it is written");
+    assert_eq!(keys(&state).await, ["a"]);
+}
+
+/// A downgrade must not misread what it does not know, nor write into it.
+#[test]
+fn a_newer_file_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join(open::FILE_NAME);
+    drop(open(directory.path()));
+    let connection = Connection::open(&path).expect("it opens");
+    connection
+        .pragma_update(None, "user_version", 99)
+        .expect("it is set");
+    drop(connection);
+    let error = State::open(Some(directory.path())).unwrap_err();
+    assert!(
+        matches!(error, OpenError::Newer { found: 99, .. }),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("written by a newer ovfleet"),
+        "{error}"
+    );
+    let connection = Connection::open(&path).expect("it opens");
+    assert_eq!(schema::version(&connection), Ok(99));
+}
+
+/// Fails if a damaged file is lost, silently emptied, or keeps the gateway from starting.
+#[tokio::test]
+async fn a_damaged_file_is_set_aside_whole() {
+    let damages: [fn(&mut Vec<u8>); 4] = [
+        |bytes| bytes[..100].fill(0),
+        |bytes| bytes.truncate(0),
+        |bytes| bytes.truncate(bytes.len() / 2 + 100),
+        |bytes| bytes[4096..].fill(0x55),
+    ];
+    for damage in damages {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(open::FILE_NAME);
+        let state = open(directory.path());
+        put(&state, "a").await.expect("it is written");
+        state.close(Duration::from_secs(5)).await;
+        let mut bytes = fs::read(&path).expect("it is there");
+        damage(&mut bytes);
+        fs::write(&path, &bytes).expect("it is written");
+        let state = open(directory.path());
+        let aside = state.set_aside().expect("it was set aside").to_owned();
+        assert_eq!(fs::read(&aside).expect("it is there"), bytes);
+        assert!(keys(&state).await.is_empty());
+        put(&state, "b").await.expect("the new one is written");
+    }
+}
+
+/// A caller that was told "refused" must not find the change made later.
+#[tokio::test]
+async fn what_was_given_up_is_not_written() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let state = open(directory.path());
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let blocking = state.clone();
+    let blocked = tokio::spawn(async move {
+        blocking
+            .write_patiently(move |_| {
+                let _ = begun.send(());
+                let _ = wait.recv();
+                Ok(())
+            })
+            .await
+    });
+    has_begun.await.expect("it began");
+    let started = std::time::Instant::now();
+    let refused = put(&state, "late").await;
+    assert!(
+        matches!(refused, Err(WriteError::Slow { .. })),
+        "{refused:?}"
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    // Known to hang, it refuses at once.
+    let started = std::time::Instant::now();
+    assert!(state.check().is_err());
+    assert!(put(&state, "later").await.is_err());
+    assert!(started.elapsed() < WRITE_WAIT_MAX);
+    go_on.send(()).expect("it waits");
+    blocked.await.expect("it ends").expect("it is done");
+    put(&state, "after").await.expect("it is written");
+    assert_eq!(keys(&state).await, ["after"]);
+}
+
+#[tokio::test]
+async fn a_registered_instance_is_replaced_only_by_whoever_knows_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let registry = Registry::new(open(directory.path()));
+    let now = time(micros(SystemTime::now()));
+    let instance = |etag: &str| Registered {
+        name: "eu1".to_owned(),
+        uid: u64::MAX,
+        spec: "{}".to_owned(),
+        etag: etag.to_owned(),
+        paused: true,
+        created: now,
+        updated: now,
+    };
+    let put = |etag, expected: Option<&str>| {
+        let expected = expected.map(str::to_owned);
+        registry.put(instance(etag), expected)
+    };
+    assert_eq!(put("1", None).await, Ok(Ok(())));
+    assert_eq!(put("2", None).await, Ok(Err(Some(instance("1")))));
+    assert_eq!(put("2", Some("0")).await, Ok(Err(Some(instance("1")))));
+    assert_eq!(put("2", Some("1")).await, Ok(Ok(())));
+    assert_eq!(registry.list().await, Ok(vec![instance("2")]));
+    assert_eq!(registry.remove("eu1".to_owned()).await, Ok(true));
+    assert_eq!(put("3", Some("2")).await, Ok(Err(None)));
+}
