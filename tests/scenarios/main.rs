@@ -19,5 +19,6 @@ mod resume;
 mod shutdown;
 mod slow;
 mod standard;
+mod tool_certificates;
 mod tools;
 mod view;

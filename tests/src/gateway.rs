@@ -93,6 +93,41 @@ pub struct CliOutput {
     pub stderr: String,
 }
 
+impl TlsFiles {
+    /// Writes `leaf`, and the authority of this test process, into `directory`.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn write(directory: &Path, name: &str, leaf: &Leaf) -> Result<Self> {
+        let files = Self::of(directory, name);
+        write_private(files.ca.as_ref(), Authority::get()?.certificate())?;
+        write_private(files.certificate.as_ref(), &leaf.certificate)?;
+        write_private(files.key.as_ref(), &leaf.key)?;
+        Ok(files)
+    }
+
+    fn of(directory: &Path, name: &str) -> Self {
+        let path = |file: &str| directory.join(file).display().to_string();
+        Self {
+            ca: path("ca.crt"),
+            certificate: path(&format!("{name}.crt")),
+            key: path(&format!("{name}.key")),
+        }
+    }
+
+    /// The table of a listener with this certificate, for callers of the same authority.
+    #[must_use]
+    pub fn listener(&self) -> toml::Table {
+        let files = [
+            ("cert", &self.certificate),
+            ("key", &self.key),
+            ("client_ca", &self.ca),
+        ];
+        let entry = |(key, path): (&str, &String)| (key.to_owned(), path.clone().into());
+        files.into_iter().map(entry).collect()
+    }
+}
+
 impl InstanceConfig {
     /// An instance at any address.
     #[must_use]
@@ -237,13 +272,10 @@ impl GatewayConfig {
                 }
                 TcpListener::Tls => {
                     let authority = Authority::get()?;
-                    let server = write_leaf(directory, "gateway", &authority.host("localhost")?)?;
-                    write_leaf(directory, "caller", &authority.client("caller")?)?;
-                    let mut tls = toml::Table::new();
-                    tls.insert("cert".to_owned(), server.certificate.into());
-                    tls.insert("key".to_owned(), server.key.into());
-                    tls.insert("client_ca".to_owned(), server.ca.into());
-                    listener.insert("tls".to_owned(), tls.into());
+                    let leaf = authority.host("localhost")?;
+                    let server = TlsFiles::write(directory, "gateway", &leaf)?;
+                    TlsFiles::write(directory, "caller", &authority.client("caller")?)?;
+                    listener.insert("tls".to_owned(), server.listener().into());
                 }
             }
             grpc.push(listener.into());
@@ -289,7 +321,7 @@ impl Gateway {
     /// What a caller needs for [`TcpListener::Tls`]; the gateway's name is `localhost`.
     #[must_use]
     pub fn tls(&self) -> TlsFiles {
-        leaf_files(self.directory.path(), "caller")
+        TlsFiles::of(self.directory.path(), "caller")
     }
 
     /// The port of `/metrics`, `/healthz` and `/readyz` on 127.0.0.1.
@@ -466,23 +498,6 @@ fn config_path(directory: &TempDir) -> PathBuf {
 
 fn socket_path(directory: &Path) -> String {
     directory.join("ovfleet.sock").display().to_string()
-}
-
-fn leaf_files(directory: &Path, name: &str) -> TlsFiles {
-    let path = |file: &str| directory.join(file).display().to_string();
-    TlsFiles {
-        ca: path("ca.crt"),
-        certificate: path(&format!("{name}.crt")),
-        key: path(&format!("{name}.key")),
-    }
-}
-
-fn write_leaf(directory: &Path, name: &str, leaf: &Leaf) -> Result<TlsFiles> {
-    let files = leaf_files(directory, name);
-    write_private(files.ca.as_ref(), Authority::get()?.certificate())?;
-    write_private(files.certificate.as_ref(), &leaf.certificate)?;
-    write_private(files.key.as_ref(), &leaf.key)?;
-    Ok(files)
 }
 
 fn tcp_address(claim: &Claim) -> String {

@@ -29,6 +29,7 @@ pub use gateway::{
     CliOutput, Gateway, GatewayConfig, InstanceConfig, TcpListener, TlsFiles, run_cli,
 };
 pub use log::LogLine;
+pub use pki::{Authority, Leaf};
 pub use poll::poll_until;
 pub use process::{Process, Signal};
 pub use server::{Management, Proto, Server, ServerBuilder};

@@ -10,20 +10,25 @@ use rcgen::{
 
 /// A certificate and its key, PEM.
 #[derive(Clone, Debug)]
-pub(crate) struct Leaf {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
+pub struct Leaf {
+    /// The certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
 }
 
 /// Signs leaves (EC P-256, as everything here).
-pub(crate) struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
 }
 
 impl Authority {
     /// The authority of this test process.
-    pub(crate) fn get() -> Result<&'static Self> {
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn get() -> Result<&'static Self> {
         static AUTHORITY: OnceLock<Result<Authority, rcgen::Error>> = OnceLock::new();
         AUTHORITY
             .get_or_init(Self::new)
@@ -31,7 +36,11 @@ impl Authority {
             .map_err(|error| anyhow!("cannot make the test CA: {error}"))
     }
 
-    fn new() -> Result<Self, rcgen::Error> {
+    /// Another authority, which nobody trusts.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new() -> Result<Self, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = name("Lab CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -45,7 +54,8 @@ impl Authority {
     }
 
     /// The CA certificate, PEM.
-    pub(crate) fn certificate(&self) -> &str {
+    #[must_use]
+    pub fn certificate(&self) -> &str {
         &self.certificate
     }
 
@@ -54,13 +64,27 @@ impl Authority {
     }
 
     /// A leaf for a server that callers find under the DNS name `host`.
-    pub(crate) fn host(&self, host: &str) -> Result<Leaf> {
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn host(&self, host: &str) -> Result<Leaf> {
         self.sign(host, Some(host), ExtendedKeyUsagePurpose::ServerAuth)
     }
 
     /// A leaf whose common name is exactly `common_name`, as a UTF8String.
-    pub(crate) fn client(&self, common_name: &str) -> Result<Leaf> {
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn client(&self, common_name: &str) -> Result<Leaf> {
         self.sign(common_name, None, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    /// The same with a DNS name besides.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn client_at(&self, common_name: &str, host: &str) -> Result<Leaf> {
+        self.sign(common_name, Some(host), ExtendedKeyUsagePurpose::ClientAuth)
     }
 
     fn sign(

@@ -279,6 +279,13 @@ impl Server {
         self.claim.vpn_port()
     }
 
+    /// A TCP port of 127.0.0.1 that goes with it: where management listens if that is [`Management::Tcp`], and free for
+    /// whatever a scenario listens with if not.
+    #[must_use]
+    pub fn management_port(&self) -> u16 {
+        self.claim.management_port()
+    }
+
     /// The daemon's process id; another after [`start_again`](Self::start_again).
     #[must_use]
     pub fn pid(&self) -> u32 {

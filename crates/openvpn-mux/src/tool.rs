@@ -1,6 +1,7 @@
 //! One tool on a virtual management socket.
 
 use std::collections::VecDeque;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -178,26 +179,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             let Some(bytes) = self.output.front_mut() else {
                 return Ok(());
             };
-            let written = tokio::select! {
-                written = timeout(UNREAD_MAX, self.stream.write(bytes)) => written,
-                () = falls_behind(listener) => return Err(Left::Unread),
-            };
-            match written {
-                Ok(Ok(length)) if length > 0 => {
-                    bytes.advance(length);
-                    if bytes.is_empty() {
-                        self.output.pop_front();
-                    }
-                }
-                Ok(_) => return Err(Left::Itself),
-                Err(_) => return Err(Left::Unread),
+            let written = unless_unread(listener, self.stream.write(bytes)).await?;
+            if written == 0 {
+                return Err(Left::Itself);
+            }
+            bytes.advance(written);
+            if bytes.is_empty() {
+                self.output.pop_front();
             }
         }
-        match timeout(UNREAD_MAX, self.stream.flush()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Left::Itself),
+        // What is encrypted may still wait to be written.
+        unless_unread(listener, self.stream.flush()).await
+    }
+}
+
+/// What comes of writing, unless the tool does not read, and what it listens to piles up.
+async fn unless_unread<T>(
+    listener: Option<&Listener>,
+    writing: impl Future<Output = io::Result<T>>,
+) -> Result<T, Left> {
+    tokio::select! {
+        written = timeout(UNREAD_MAX, writing) => match written {
+            Ok(written) => written.map_err(|_| Left::Itself),
             Err(_) => Err(Left::Unread),
-        }
+        },
+        () = falls_behind(listener) => Err(Left::Unread),
     }
 }
 

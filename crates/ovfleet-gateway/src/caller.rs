@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 use openvpn_fleet::CallerName;
 use rustls_pki_types::CertificateDer;
-use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 /// Longest common name of a certificate that is taken into a caller's name, in bytes.
 const COMMON_NAME_BYTES_MAX: usize = 64;
@@ -40,6 +40,17 @@ pub enum Identity {
     },
     /// Nobody in particular: whoever can reach the listener from here.
     Address(SocketAddr),
+}
+
+/// The names in a certificate that TLS has verified, as they stand there.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct CertificateNames {
+    /// The last common name of the subject, which is the most specific one.
+    pub(crate) common_name: Option<String>,
+    /// DNS names among the alternative names.
+    pub(crate) dns: Vec<String>,
+    /// URIs among the alternative names.
+    pub(crate) uris: Vec<String>,
 }
 
 /// The caller came through a listener that only reads.
@@ -101,24 +112,39 @@ impl Identity {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
         let mut sha256 = [0; 32];
         sha256.copy_from_slice(digest.as_ref());
+        let fits = |name: &String| {
+            name.len() <= COMMON_NAME_BYTES_MAX && !name.chars().any(char::is_control)
+        };
+        let common_name = CertificateNames::of(certificate).common_name;
         Self::Certificate {
-            common_name: common_name(certificate).unwrap_or_default(),
+            common_name: common_name.filter(fits).unwrap_or_default(),
             sha256,
         }
     }
 }
 
-/// The last common name of the subject, which is the most specific one.
-fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let name = certificate
-        .subject()
-        .iter_common_name()
-        .last()?
-        .as_str()
-        .ok()?;
-    let fits = name.len() <= COMMON_NAME_BYTES_MAX && !name.chars().any(char::is_control);
-    fits.then(|| name.to_owned())
+impl CertificateNames {
+    /// What cannot be read is no name.
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Self {
+        let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+            return Self::default();
+        };
+        let common_name = certificate.subject().iter_common_name().last();
+        let mut names = Self {
+            common_name: common_name.and_then(|name| name.as_str().ok().map(str::to_owned)),
+            ..Self::default()
+        };
+        if let Ok(Some(alternatives)) = certificate.subject_alternative_name() {
+            for name in &alternatives.value.general_names {
+                match name {
+                    GeneralName::DNSName(name) => names.dns.push((*name).to_owned()),
+                    GeneralName::URI(uri) => names.uris.push((*uri).to_owned()),
+                    _ => {}
+                }
+            }
+        }
+        names
+    }
 }
 
 /// `uid:1000`, `cert:alice#0f1e2d3c4b5a6978`, `addr:127.0.0.1`. A number rather
@@ -170,5 +196,33 @@ mod tests {
             sha256: [0xab; 32],
         };
         assert_eq!(certificate.to_string(), "cert:alice#abababababababab");
+    }
+
+    /// What a socket may do is decided on these names: one that is not read, or read as another kind, decides wrongly.
+    #[test]
+    fn every_name_of_a_certificate_is_read_as_it_stands() {
+        let uri = rcgen::SanType::URI("spiffe://vpn/ops".try_into().unwrap());
+        let mut params =
+            rcgen::CertificateParams::new(["*.tools".to_owned(), "10.0.0.1".to_owned()]).unwrap();
+        params.subject_alt_names.push(uri);
+        let long = "n".repeat(COMMON_NAME_BYTES_MAX + 1);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, long.clone());
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let names = CertificateNames::of(certificate.der());
+        let expected = CertificateNames {
+            common_name: Some(long),
+            dns: vec!["*.tools".to_owned()],
+            uris: vec!["spiffe://vpn/ops".to_owned()],
+        };
+        assert_eq!(names, expected);
+        // It is not shown whole.
+        let shown = Identity::of_certificate(certificate.der()).to_string();
+        assert!(shown.starts_with("cert:#"), "{shown}");
+        let damaged = CertificateDer::from(vec![1, 2, 3]);
+        assert_eq!(CertificateNames::of(&damaged), CertificateNames::default());
     }
 }

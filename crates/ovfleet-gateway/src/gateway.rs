@@ -138,7 +138,8 @@ impl Gateway {
             },
         });
         let (mut discovery, found) = scan(Discovery::new(instances, discover)).await;
-        let mut mux = MuxSockets::new(fleet.clone());
+        let admission = Admission::new(&limits);
+        let mut mux = MuxSockets::new(fleet.clone(), admission.clone());
         set_instances(&fleet, &mut mux, found).await?;
 
         let context = Arc::new(Context {
@@ -173,7 +174,6 @@ impl Gateway {
             stop_background: CancellationToken::new(),
             _directory: directory,
         };
-        let admission = Admission::new(&limits);
         for listener in grpc_listeners {
             let service = Service::Grpc(service.clone());
             gateway
@@ -359,7 +359,7 @@ fn open(config: &GrpcListener) -> Result<Listener, StartError> {
             files,
             control,
         } => {
-            let tls = load_tls(files)?;
+            let tls = load_tls(files, Some(b"h2"))?;
             Listener::tcp(*address, !control)?.with_tls(tls)
         }
     })

@@ -37,9 +37,9 @@ mod status;
 
 pub use caller::{Caller, Identity, ReadOnlyListener};
 pub use config::{
-    Config, ConfigError, ConfigErrors, DEFAULT_SOCKET, DiscoverConfig, DiscoverSource,
-    GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, MuxAddress, MuxConfig,
-    Place, SocketConfig, TlsFiles,
+    CertificateName, Config, ConfigError, ConfigErrors, DEFAULT_SOCKET, DiscoverConfig,
+    DiscoverSource, GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, MuxAddress,
+    MuxConfig, Place, Rights, SocketConfig, TlsFiles,
 };
 pub use dependants::Dependants;
 pub use gateway::{Addresses, Failed, Gateway, StartError};

@@ -1,32 +1,40 @@
 //! Virtual management sockets: they come and go with the instances.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use openvpn_fleet::{Fleet, Instance, InstanceName, InstanceUid};
-use openvpn_mux::{Slot, ToolConfig};
+use openvpn_mux::{Policy, Slot, ToolConfig};
 use openvpn_session::{PasswordError, read_password};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UnixStream},
     task::{JoinSet, spawn_blocking},
-    time::sleep,
+    time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span};
 
 use crate::{
+    caller::{CertificateNames, Identity},
     config::{MuxAddress, MuxConfig},
-    listen::{BindError, UnixSocket, bind_tcp, bind_unix},
+    listen::{
+        Admission, BindError, Handshake, TlsError, UnixSocket, bind_tcp, bind_unix, certificate,
+        load_tls, set_options,
+    },
 };
 
 /// How often a socket that cannot be opened is tried again.
 const BIND_RETRY: Duration = Duration::from_secs(2);
 /// How long an accept loop rests after an error that will not go away at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a tool that does not read may hold up the farewell of its connection.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
 /// The virtual sockets of every instance. Dropped, they are closed.
 pub(crate) struct MuxSockets {
     fleet: Fleet,
+    admission: Admission,
     open: BTreeMap<InstanceName, Open>,
 }
 
@@ -39,9 +47,10 @@ struct Open {
 }
 
 impl MuxSockets {
-    pub(crate) fn new(fleet: Fleet) -> Self {
+    pub(crate) fn new(fleet: Fleet, admission: Admission) -> Self {
         Self {
             fleet,
+            admission,
             open: BTreeMap::new(),
         }
     }
@@ -68,7 +77,8 @@ impl MuxSockets {
                 continue;
             }
             if let Some(instance) = self.fleet.instance(name.as_str()) {
-                self.open.insert(name, Open::new(&instance, config));
+                let open = Open::new(&instance, config, &self.admission);
+                self.open.insert(name, open);
             }
         }
     }
@@ -82,11 +92,16 @@ impl MuxSockets {
 }
 
 impl Open {
-    fn new(instance: &Arc<Instance>, config: Vec<MuxConfig>) -> Self {
+    fn new(instance: &Arc<Instance>, config: Vec<MuxConfig>, admission: &Admission) -> Self {
         let (slot, cancel) = (Slot::new(Arc::clone(instance)), CancellationToken::new());
         let mut tasks = JoinSet::new();
         for socket in &config {
-            let serving = keep_open(Arc::clone(&slot), socket.clone(), cancel.clone());
+            let serving = keep_open(
+                Arc::clone(&slot),
+                socket.clone(),
+                admission.clone(),
+                cancel.clone(),
+            );
             let address = socket.address.shown();
             let span = info_span!("mux", instance = %instance.name(), address);
             tasks.spawn(serving.instrument(span));
@@ -105,22 +120,41 @@ impl Open {
     }
 }
 
+/// Why a socket cannot be opened yet.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
 enum Listener {
     Unix(UnixSocket),
     Tcp(TcpListener),
+    Tls(TcpListener, TlsAcceptor),
 }
 
 impl Listener {
-    fn open(address: &MuxAddress) -> Result<Self, BindError> {
-        match address {
-            MuxAddress::Unix(socket) => bind_unix(socket).map(Self::Unix),
-            MuxAddress::Tcp(address) => bind_tcp(*address).map(Self::Tcp),
-        }
+    fn open(address: &MuxAddress) -> Result<Self, OpenError> {
+        Ok(match address {
+            MuxAddress::Unix(socket) => Self::Unix(bind_unix(socket)?),
+            MuxAddress::Tcp(address) => Self::Tcp(bind_tcp(*address)?),
+            MuxAddress::Tls(address, files) => {
+                let tls = TlsAcceptor::from(load_tls(files, None)?);
+                Self::Tls(bind_tcp(*address)?, tls)
+            }
+        })
     }
 }
 
 /// Opens one socket as soon as that is possible, and serves its tools.
-async fn keep_open(slot: Arc<Slot>, config: MuxConfig, cancel: CancellationToken) {
+async fn keep_open(
+    slot: Arc<Slot>,
+    config: MuxConfig,
+    admission: Admission,
+    cancel: CancellationToken,
+) {
     let mut complained = false;
     let listener = loop {
         match Listener::open(&config.address) {
@@ -143,7 +177,9 @@ async fn keep_open(slot: Arc<Slot>, config: MuxConfig, cancel: CancellationToken
             return;
         }
     };
-    tracing::info!(policy = %config.policy, "virtual socket open");
+    let others = config.rights.others.as_ref().map(tracing::field::display);
+    let certificates = config.rights.certificates.len();
+    tracing::info!(policy = others, certificates, "virtual socket open");
     let config = Arc::new(config);
     let mut tools = JoinSet::new();
     loop {
@@ -153,14 +189,19 @@ async fn keep_open(slot: Arc<Slot>, config: MuxConfig, cancel: CancellationToken
             Some(_) = tools.join_next() => continue,
         };
         match accepted {
-            Ok((stream, who)) => {
-                let serving = serve(
-                    Arc::clone(&slot),
-                    stream,
-                    who,
-                    Arc::clone(&config),
-                    cancel.clone(),
-                );
+            Ok(accepted) => {
+                // One more handshake than allowed waits here, and those behind it in the kernel's queue.
+                let handshake = match &accepted {
+                    Accepted::Tls(..) => {
+                        match cancel.run_until_cancelled(admission.handshake()).await {
+                            Some(handshake) => Some(handshake),
+                            None => break,
+                        }
+                    }
+                    Accepted::Unix(_) | Accepted::Tcp(..) => None,
+                };
+                let (slot, config) = (Arc::clone(&slot), Arc::clone(&config));
+                let serving = serve(slot, accepted, handshake, config, cancel.clone());
                 tools.spawn(serving.in_current_span());
             }
             Err(error) => {
@@ -174,38 +215,106 @@ async fn keep_open(slot: Arc<Slot>, config: MuxConfig, cancel: CancellationToken
     while tools.join_next().await.is_some() {}
 }
 
+enum Accepted {
+    Unix(UnixStream),
+    Tcp(TcpStream, SocketAddr),
+    Tls(TcpStream, SocketAddr, TlsAcceptor),
+}
+
+async fn accept(listener: &Listener) -> io::Result<Accepted> {
+    Ok(match listener {
+        Listener::Unix(socket) => Accepted::Unix(socket.listener.accept().await?.0),
+        Listener::Tcp(listener) => {
+            let (stream, address) = listener.accept().await?;
+            set_options(&stream);
+            Accepted::Tcp(stream, address)
+        }
+        Listener::Tls(listener, tls) => {
+            let (stream, address) = listener.accept().await?;
+            set_options(&stream);
+            Accepted::Tls(stream, address, tls.clone())
+        }
+    })
+}
+
 /// A tool's connection, whichever way it came.
 trait ToolStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> ToolStream for S {}
 
-/// A tool's connection, and who it is as far as the system knows.
-async fn accept(listener: &Listener) -> io::Result<(Box<dyn ToolStream>, String)> {
-    match listener {
-        Listener::Unix(socket) => {
-            let (stream, _) = socket.listener.accept().await?;
-            let who = match stream.peer_cred() {
-                Ok(peer) => format!("uid {} pid {}", peer.uid(), peer.pid().unwrap_or_default()),
-                Err(_) => "unknown".to_owned(),
-            };
-            Ok((Box::new(stream), who))
+/// A tool at the other end of a connection.
+struct Peer {
+    stream: Box<dyn ToolStream>,
+    /// Who it is, as far as the system or its certificate says.
+    who: String,
+    /// What its certificate says.
+    names: Option<CertificateNames>,
+}
+
+impl Peer {
+    fn new(stream: impl ToolStream + 'static, who: String) -> Self {
+        Self {
+            stream: Box::new(stream),
+            who,
+            names: None,
         }
-        Listener::Tcp(listener) => {
-            let (stream, address) = listener.accept().await?;
-            // Answers are short and wait for the next otherwise.
-            stream.set_nodelay(true)?;
-            Ok((Box::new(stream), address.to_string()))
+    }
+
+    /// Who has connected; `None` if it does not come to a TLS connection.
+    async fn of(accepted: Accepted, handshake: Option<Handshake>) -> Option<Self> {
+        match accepted {
+            Accepted::Unix(stream) => {
+                let who = match stream.peer_cred() {
+                    Ok(peer) => {
+                        let pid = peer.pid().unwrap_or_default();
+                        format!("uid {} pid {pid}", peer.uid())
+                    }
+                    Err(_) => "unknown".to_owned(),
+                };
+                Some(Self::new(stream, who))
+            }
+            Accepted::Tcp(stream, address) => Some(Self::new(stream, address.to_string())),
+            Accepted::Tls(stream, address, tls) => {
+                let stream = match handshake?.make(&tls, stream).await {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        tracing::info!(%address, %error, "TLS handshake failed");
+                        return None;
+                    }
+                };
+                let certificate = certificate(&stream)?;
+                let who = format!("{} {address}", Identity::of_certificate(certificate));
+                let names = CertificateNames::of(certificate);
+                Some(Self {
+                    names: Some(names),
+                    ..Self::new(stream, who)
+                })
+            }
         }
     }
 }
 
 async fn serve(
     slot: Arc<Slot>,
-    stream: Box<dyn ToolStream>,
-    who: String,
+    accepted: Accepted,
+    handshake: Option<Handshake>,
     config: Arc<MuxConfig>,
     cancel: CancellationToken,
 ) {
-    let tool = match tool_config(&config).await {
+    let arriving = cancel.run_until_cancelled(Peer::of(accepted, handshake));
+    let Some(Some(Peer {
+        mut stream,
+        who,
+        names,
+    })) = arriving.await
+    else {
+        return;
+    };
+    let Some(policy) = config.rights.of(names.as_ref()) else {
+        tracing::warn!(tool = who, "a tool with this certificate is not let in");
+        bid_farewell(&mut stream).await;
+        return;
+    };
+    let tool = match tool_config(&config, policy.clone()).await {
         Ok(tool) => tool,
         Err(error) => {
             tracing::error!(tool = who, %error, "no tool can log in");
@@ -213,16 +322,23 @@ async fn serve(
         }
     };
     let span = info_span!("tool", who);
-    tracing::info!(parent: &span, "tool connected");
+    tracing::info!(parent: &span, policy = %tool.policy, "tool connected");
     let left = slot
-        .serve(stream, &tool, &cancel)
+        .serve(&mut stream, &tool, &cancel)
         .instrument(span.clone())
         .await;
+    bid_farewell(&mut stream).await;
     tracing::info!(parent: &span, reason = %left, "tool gone");
 }
 
+/// Says that nothing more comes: behind TLS an end without that passes for an attack.
+async fn bid_farewell(stream: &mut Box<dyn ToolStream>) {
+    // Who has gone already cannot be told.
+    let _ = timeout(FAREWELL_MAX, stream.shutdown()).await;
+}
+
 /// How a tool that comes now is treated: the password is read anew, so that it can be changed.
-async fn tool_config(config: &MuxConfig) -> Result<ToolConfig, PasswordError> {
+async fn tool_config(config: &MuxConfig, policy: Policy) -> Result<ToolConfig, PasswordError> {
     let password = match config.password_file.clone() {
         None => None,
         Some(path) => {
@@ -231,7 +347,7 @@ async fn tool_config(config: &MuxConfig) -> Result<ToolConfig, PasswordError> {
         }
     };
     Ok(ToolConfig {
-        policy: config.policy.clone(),
+        policy,
         password,
         away: config.away,
     })

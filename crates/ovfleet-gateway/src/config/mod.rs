@@ -5,6 +5,7 @@
 //! password file) is no mistake of the configuration: see [`Config::problems`].
 
 mod address;
+mod certificate;
 mod dial_in;
 mod discover;
 mod error;
@@ -31,6 +32,7 @@ use openvpn_fleet::GatewayName;
 use openvpn_session::Address;
 use toml::{Spanned, de::DeTable};
 
+pub use certificate::{CertificateName, Rights};
 pub use discover::{DiscoverConfig, DiscoverSource};
 pub use error::{ConfigError, ConfigErrors, Place};
 pub use instance::InstanceConfig;
@@ -38,6 +40,7 @@ pub use limits::{JournalLimits, Limits};
 pub use listen::{DEFAULT_SOCKET, GrpcListener, ListenConfig, SocketConfig, TlsFiles};
 pub use mux::{MuxAddress, MuxConfig};
 
+use crate::listen::load_tls;
 use error::Mistakes;
 use instance::{Blueprint, Settings};
 use reader::{Section, Source};
@@ -127,14 +130,18 @@ impl Config {
 
     fn find_problems(&self, mistakes: &Mistakes) {
         for instance in &self.instances {
-            for file in instance
-                .mux
-                .iter()
-                .filter_map(|socket| socket.password_file.as_ref())
-            {
-                if let Err(message) = check_secret_file(file) {
+            for socket in &instance.mux {
+                if let Some(file) = &socket.password_file
+                    && let Err(message) = check_secret_file(file)
+                {
                     let message = format!("instance {}: {message}", instance.spec.name);
                     mistakes.add(&instance.place, "mux.password_file", message);
+                }
+                if let MuxAddress::Tls(_, files) = &socket.address
+                    && let Err(error) = load_tls(files, None)
+                {
+                    let message = format!("instance {}: {}", instance.spec.name, chain(&error));
+                    mistakes.add(&instance.place, "mux.tls", message);
                 }
             }
             let session = &instance.spec.session;
@@ -375,7 +382,7 @@ fn find_clashes(instances: &[InstanceConfig], mistakes: &Mistakes) {
         }
         let address = instance.spec.session.address.to_string();
         if let Some((name, place)) =
-            addresses.insert(address.clone(), (&instance.spec.name, &instance.place))
+            addresses.insert(port(&address), (&instance.spec.name, &instance.place))
         {
             let message = format!("{address} is the address of instance {name} too, at {place}");
             mistakes.add(&instance.place, "instance.address", message);
@@ -385,12 +392,25 @@ fn find_clashes(instances: &[InstanceConfig], mistakes: &Mistakes) {
         for socket in &instance.mux {
             let address = socket.address.shown();
             let holder = (&instance.spec.name, &instance.place);
-            if let Some((name, place)) = addresses.insert(address.clone(), holder) {
+            if let Some((name, place)) = addresses.insert(port(&address), holder) {
                 let message = format!("{address} is an address of instance {name} too, at {place}");
                 mistakes.add(&instance.place, "instance.mux", message);
             }
         }
     }
+}
+
+/// An address without whether it speaks TLS: a port is taken by either.
+fn port(address: &str) -> String {
+    address
+        .strip_prefix("tls:")
+        .map_or_else(|| address.to_owned(), |port| format!("tcp:{port}"))
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn check_pattern(value: &reader::Value<'_>) {

@@ -8,9 +8,10 @@ use std::{
 use openvpn_mux::{Away, Policy};
 
 use super::{
+    certificate::{CertificatesTemplate, Rights, TlsFilesTemplate},
     error::Mistakes,
     instance::Templated,
-    listen::{SOCKET_MODE, SocketConfig, parse_mode, parse_tcp},
+    listen::{SOCKET_MODE, SocketConfig, TlsFiles, parse_mode, parse_tcp},
     reader::{Section, Value},
     template::Values,
 };
@@ -24,7 +25,7 @@ pub struct MuxConfig {
     /// Where its tools connect.
     pub address: MuxAddress,
     /// What they may do.
-    pub policy: Policy,
+    pub rights: Rights,
     /// The file with what they must say first; only its owner may have access to it.
     pub password_file: Option<PathBuf>,
     /// What happens to those that come while the daemon is away.
@@ -38,18 +39,23 @@ pub enum MuxAddress {
     Unix(SocketConfig),
     /// TCP on loopback: the management protocol knows no encryption.
     Tcp(SocketAddr),
+    /// TCP with TLS, for tools with a certificate.
+    Tls(SocketAddr, TlsFiles),
 }
 
 /// The same before its placeholders are filled in.
 #[derive(Clone, Debug)]
 pub(super) struct MuxTemplate {
     address: Templated,
-    policy: Policy,
+    tls: Option<TlsFilesTemplate>,
+    /// `None` is not said.
+    policy: Option<Policy>,
+    certificates: Option<CertificatesTemplate>,
     password_file: Option<Templated>,
     away: Away,
     mode: Option<u32>,
-    owner: Option<String>,
-    group: Option<String>,
+    owner: Option<Templated>,
+    group: Option<Templated>,
 }
 
 pub(super) fn read(value: &Value<'_>) -> Vec<MuxTemplate> {
@@ -66,7 +72,9 @@ impl MuxTemplate {
         if !value.is_table() {
             return Some(Self {
                 address: Templated::read(value)?,
-                policy: Policy::ReadOnly,
+                tls: None,
+                policy: None,
+                certificates: None,
                 password_file: None,
                 away: Away::Wait,
                 mode: None,
@@ -78,66 +86,107 @@ impl MuxTemplate {
         let address = section
             .require("address")
             .and_then(|value| Templated::read(&value));
-        // A policy that cannot be read must not become the default one.
-        let policy = section
-            .take("policy")
-            .map_or(Some(Policy::ReadOnly), |value| read_policy(&value));
-        let password_file = section
-            .take("password_file")
-            .map(|value| Templated::read(&value));
+        // What restricts and cannot be read must not become "not said".
+        let tls = take(&mut section, "tls", TlsFilesTemplate::read);
+        let policy = take(&mut section, "policy", read_policy);
+        let certificates = take(&mut section, "certificates", CertificatesTemplate::read);
+        let password_file = take(&mut section, "password_file", Templated::read);
         let away = section
             .take("away")
             .and_then(|value| value.parsed(parse_away));
-        let mode = section
-            .take("mode")
-            .and_then(|value| value.parsed(parse_mode));
-        let owner = read_text(&mut section, "owner");
-        let group = read_text(&mut section, "group");
+        let mode = take(&mut section, "mode", |value| value.parsed(parse_mode));
+        let owner = take(&mut section, "owner", Templated::read);
+        let group = take(&mut section, "group", Templated::read);
         section.finish();
-        // Neither must a password be forgotten.
-        let password_file = match password_file {
-            None => None,
-            Some(file) => Some(file?),
-        };
         Some(Self {
             address: address?,
+            tls: tls?,
             policy: policy?,
-            password_file,
+            certificates: certificates?,
+            password_file: password_file?,
             away: away.unwrap_or_default(),
-            mode,
-            owner,
-            group,
+            mode: mode?,
+            owner: owner?,
+            group: group?,
         })
     }
 
     /// The socket of one instance; `None` after mistakes.
     pub(super) fn build(&self, values: &Values<'_>, mistakes: &Mistakes) -> Option<MuxConfig> {
-        let text = self.address.require(values, mistakes)?;
-        let is_for_unix = self.mode.is_some() || self.owner.is_some() || self.group.is_some();
-        let address = match text.strip_prefix("unix:") {
-            Some("") => Err("`unix:` needs a path".to_owned()),
-            Some(path) => Ok(MuxAddress::Unix(SocketConfig {
-                path: self.resolve(path),
-                mode: self.mode.unwrap_or(SOCKET_MODE),
-                owner: self.owner.clone(),
-                group: self.group.clone(),
-            })),
-            None if is_for_unix => Err("mode, owner and group are for Unix sockets".to_owned()),
-            None => parse_loopback(&text).map(MuxAddress::Tcp),
+        let text = |template| expand(template, values, mistakes);
+        let address = self.address(values, mistakes)?;
+        let certificates = match &self.certificates {
+            None => Vec::new(),
+            Some(certificates) => certificates.build(values, mistakes)?,
         };
-        let address = address
-            .map_err(|message| self.address.error(mistakes, message))
-            .ok()?;
-        let password_file = match &self.password_file {
-            Some(file) => Some(self.resolve(&file.require(values, mistakes)?)),
-            None => None,
+        // Who lists some and says nothing of others means these.
+        let others = match &self.policy {
+            None if !certificates.is_empty() => None,
+            policy => Some(policy.clone().unwrap_or_default()),
         };
+        let password_file = text(&self.password_file)?;
         Some(MuxConfig {
             address,
-            policy: self.policy.clone(),
-            password_file,
+            rights: Rights {
+                certificates,
+                others,
+            },
+            password_file: password_file.map(|file| self.resolve(&file)),
             away: self.away,
         })
+    }
+
+    /// `None` after mistakes.
+    fn address(&self, values: &Values<'_>, mistakes: &Mistakes) -> Option<MuxAddress> {
+        let address = self.address.require(values, mistakes)?;
+        let is_mistaken = |message: String| self.address.error(mistakes, message);
+        if let Some(port) = address.strip_prefix("tls:") {
+            self.refuse_file_keys(mistakes)?;
+            let listening = parse_port(port).map_err(is_mistaken).ok()?;
+            let Some(tls) = &self.tls else {
+                is_mistaken("needs tls = { cert, key, client_ca }".to_owned());
+                return None;
+            };
+            return Some(MuxAddress::Tls(listening, tls.build(values, mistakes)?));
+        }
+        // Whoever wrote them must not believe that they protect.
+        let message = || format!("has no meaning for {address}: TLS is for tls:IP:PORT");
+        if let Some(tls) = &self.tls {
+            tls.error(mistakes, message());
+            return None;
+        }
+        if let Some(certificates) = &self.certificates {
+            certificates.error(mistakes, message());
+            return None;
+        }
+        let text = |template| expand(template, values, mistakes);
+        match address.strip_prefix("unix:") {
+            Some("") => {
+                is_mistaken("`unix:` needs a path".to_owned());
+                None
+            }
+            Some(path) => Some(MuxAddress::Unix(SocketConfig {
+                path: self.resolve(path),
+                mode: self.mode.unwrap_or(SOCKET_MODE),
+                owner: text(&self.owner)?,
+                group: text(&self.group)?,
+            })),
+            None => {
+                self.refuse_file_keys(mistakes)?;
+                let address = parse_loopback(&address).map_err(is_mistaken).ok()?;
+                Some(MuxAddress::Tcp(address))
+            }
+        }
+    }
+
+    /// `None` if something is set that only a file has.
+    fn refuse_file_keys(&self, mistakes: &Mistakes) -> Option<()> {
+        if self.mode.is_none() && self.owner.is_none() && self.group.is_none() {
+            return Some(());
+        }
+        let message = "mode, owner and group are for Unix sockets";
+        self.address.error(mistakes, message);
+        None
     }
 
     /// A relative path is relative to the directory of the file it stands in.
@@ -153,17 +202,39 @@ impl MuxAddress {
         match self {
             Self::Unix(socket) => format!("unix:{}", socket.path.display()),
             Self::Tcp(address) => format!("tcp:{address}"),
+            Self::Tls(address, _) => format!("tls:{address}"),
         }
     }
 }
 
-fn read_text(section: &mut Section<'_>, key: &'static str) -> Option<String> {
-    let value = section.take(key)?;
-    value.string().map(str::to_owned)
+/// The text, if there is one; the outer `None` is a mistake in it.
+#[expect(clippy::option_option, reason = "a mistake is not the same as nothing")]
+fn expand(
+    template: &Option<Templated>,
+    values: &Values<'_>,
+    mistakes: &Mistakes,
+) -> Option<Option<String>> {
+    match template {
+        None => Some(None),
+        Some(template) => template.require(values, mistakes).map(Some),
+    }
+}
+
+/// The value of a key; the outer `None` is a mistake in it, the inner one that it is not there.
+#[expect(clippy::option_option, reason = "a mistake is not the same as nothing")]
+fn take<T>(
+    section: &mut Section<'_>,
+    key: &'static str,
+    read: impl FnOnce(&Value<'_>) -> Option<T>,
+) -> Option<Option<T>> {
+    match section.take(key) {
+        None => Some(None),
+        Some(value) => read(&value).map(Some),
+    }
 }
 
 /// A level, or a list of commands.
-fn read_policy(value: &Value<'_>) -> Option<Policy> {
+pub(super) fn read_policy(value: &Value<'_>) -> Option<Policy> {
     if value.is_list() {
         let names: Option<Vec<&str>> = value.items().iter().map(Value::string).collect();
         return Policy::of_verbs(names?)
@@ -192,8 +263,19 @@ fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
     let address = parse_tcp(text)?;
     if !address.ip().is_loopback() {
         return Err(format!(
-            "{address} would be plaintext beyond loopback: use a loopback address, or a Unix socket"
+            "{address} would be plaintext beyond loopback: use a loopback address, a Unix socket, or tls:"
         ));
     }
     Ok(address)
+}
+
+/// What stands behind `tls:`.
+fn parse_port(text: &str) -> Result<SocketAddr, String> {
+    match text.strip_prefix("tcp:") {
+        None => parse_tcp(text).ok(),
+        Some(_) => None,
+    }
+    .ok_or_else(|| {
+        format!("`tls:{text}` is no address to listen on: write an IP address with port, such as \"tls:0.0.0.0:7508\"")
+    })
 }

@@ -1,5 +1,7 @@
 //! Tables of configurations and what becomes of them.
 
+mod mux;
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, TlsConfig};

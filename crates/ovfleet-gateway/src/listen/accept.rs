@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixStream},
@@ -10,7 +11,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -46,6 +47,34 @@ impl Admission {
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
             handshake_timeout: limits.handshake_timeout,
         }
+    }
+
+    /// A place for one more TLS handshake, as soon as there is one. Cancel safe.
+    pub(crate) async fn handshake(&self) -> Handshake {
+        let place = Arc::clone(&self.handshakes).acquire_owned().await;
+        Handshake {
+            _place: place.expect("the semaphore is never closed"),
+            timeout: self.handshake_timeout,
+        }
+    }
+}
+
+/// The place of a TLS handshake; it is free again when that is done, or dropped.
+pub(crate) struct Handshake {
+    _place: OwnedSemaphorePermit,
+    timeout: Duration,
+}
+
+impl Handshake {
+    /// Makes it, in its time.
+    pub(crate) async fn make(
+        self,
+        tls: &TlsAcceptor,
+        stream: TcpStream,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        timeout(self.timeout, tls.accept(stream))
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("it took too long")))
     }
 }
 
@@ -114,14 +143,6 @@ impl Listener {
     pub(crate) async fn run(self, service: Service, admission: Admission, stop: CancellationToken) {
         let mut connections = JoinSet::new();
         loop {
-            // One more handshake than allowed waits in the kernel's queue.
-            let handshake = match &self.tls {
-                Some(_) => tokio::select! {
-                    () = stop.cancelled() => break,
-                    permit = Arc::clone(&admission.handshakes).acquire_owned() => permit.ok(),
-                },
-                None => None,
-            };
             tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = self.accept() => match accepted {
@@ -130,7 +151,15 @@ impl Listener {
                             tracing::warn!(listener = %self.address(), "too many connections: one was closed");
                             continue;
                         };
-                        let serving = self.serve(accepted, service.clone(), handshake, &admission, stop.clone());
+                        // One more handshake than allowed waits here, and those behind it in the kernel's queue.
+                        let handshake = match &self.tls {
+                            Some(_) => match stop.run_until_cancelled(admission.handshake()).await {
+                                Some(handshake) => Some(handshake),
+                                None => break,
+                            },
+                            None => None,
+                        };
+                        let serving = self.serve(accepted, service.clone(), handshake, stop.clone());
                         connections.spawn(async move {
                             serving.await;
                             drop(permit);
@@ -177,12 +206,10 @@ impl Listener {
         &self,
         accepted: Accepted,
         service: Service,
-        handshake: Option<OwnedSemaphorePermit>,
-        admission: &Admission,
+        handshake: Option<Handshake>,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (tls, read_only) = (self.tls.clone(), self.read_only);
-        let handshake_timeout = admission.handshake_timeout;
         async move {
             match accepted {
                 Accepted::Unix(stream) => {
@@ -202,23 +229,16 @@ impl Listener {
                 }
                 Accepted::Tcp(stream, address) => {
                     set_options(&stream);
-                    let Some(tls) = tls else {
+                    let (Some(tls), Some(handshake)) = (tls, handshake) else {
                         let caller = Caller::new(Identity::Address(address), read_only);
                         if speaks(stream.readable()).await {
                             service.serve(stream, caller, stop).await;
                         }
                         return;
                     };
-                    let accepted = timeout(handshake_timeout, tls.accept(stream)).await;
-                    drop(handshake);
-                    match accepted {
-                        Ok(Ok(stream)) => {
-                            let certificate = stream
-                                .get_ref()
-                                .1
-                                .peer_certificates()
-                                .and_then(<[_]>::first);
-                            let caller = match certificate {
+                    match handshake.make(&tls, stream).await {
+                        Ok(stream) => {
+                            let caller = match certificate(&stream) {
                                 Some(certificate) => {
                                     Caller::new(Identity::of_certificate(certificate), false)
                                 }
@@ -226,13 +246,17 @@ impl Listener {
                             };
                             service.serve(stream, caller, stop).await;
                         }
-                        Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
-                        Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
+                        Err(error) => tracing::debug!(%address, %error, "TLS handshake failed"),
                     }
                 }
             }
         }
     }
+}
+
+/// The verified certificate of who is at the other end.
+pub(crate) fn certificate<S>(stream: &TlsStream<S>) -> Option<&CertificateDer<'static>> {
+    stream.get_ref().1.peer_certificates()?.first()
 }
 
 enum Accepted {
@@ -259,7 +283,7 @@ async fn speaks(readable: impl Future<Output = io::Result<()>>) -> bool {
     matches!(timeout(FIRST_BYTE_TIMEOUT, readable).await, Ok(Ok(())))
 }
 
-fn set_options(stream: &TcpStream) {
+pub(crate) fn set_options(stream: &TcpStream) {
     // Small frames wait up to 40 ms for their acknowledgement otherwise.
     let nodelay = stream.set_nodelay(true);
     let send_buffer = socket2::SockRef::from(stream).set_send_buffer_size(SEND_BUFFER_BYTES);

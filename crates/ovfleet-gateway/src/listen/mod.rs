@@ -10,7 +10,7 @@ mod serve;
 mod tests;
 mod tls;
 
-pub(crate) use accept::{Admission, Listener, Service};
+pub(crate) use accept::{Admission, Handshake, Listener, Service, certificate, set_options};
 pub use bind::BindError;
 pub(crate) use bind::{UnixSocket, bind_tcp, bind_unix};
 pub(crate) use serve::GrpcService;

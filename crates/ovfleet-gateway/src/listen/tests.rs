@@ -42,6 +42,10 @@ struct Serving {
 
 impl Serving {
     fn of(listener: Listener, limits: &Limits) -> Self {
+        Self::admitted(listener, limits, Admission::new(limits))
+    }
+
+    fn admitted(listener: Listener, limits: &Limits, admission: Admission) -> Self {
         let who = |Extension(caller): Extension<Caller>| async move {
             let rights = if caller.require_control().is_ok() {
                 "control"
@@ -53,7 +57,7 @@ impl Serving {
         let routes = Router::new().route("/who", get(who)).into();
         let service = Service::Grpc(GrpcService::new(routes, Activity::new(), limits));
         let (address, stop) = (listener.address(), CancellationToken::new());
-        let task = tokio::spawn(listener.run(service, Admission::new(limits), stop.clone()));
+        let task = tokio::spawn(listener.run(service, admission, stop.clone()));
         Self {
             address,
             stop,
@@ -211,7 +215,7 @@ async fn plaintext_is_read_only_unless_control_is_allowed() {
 #[tokio::test]
 async fn mutual_tls_lets_in_its_own_and_nobody_else() {
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let config = load_tls(&ours.files(Some(&ours.path("ca.crt")))).unwrap();
+    let config = load_tls(&ours.files(Some(&ours.path("ca.crt"))), Some(b"h2")).unwrap();
     let serving = listen(Listener::tcp(loopback(), true).unwrap().with_tls(config));
     assert!(
         serving.address.starts_with("https://"),
@@ -249,7 +253,7 @@ async fn mutual_tls_lets_in_its_own_and_nobody_else() {
 #[tokio::test]
 async fn tls_without_client_certificates_is_read_only() {
     let ours = Authority::new();
-    let config = load_tls(&ours.files(None)).unwrap();
+    let config = load_tls(&ours.files(None), Some(b"h2")).unwrap();
     let serving = listen(Listener::tcp(loopback(), true).unwrap().with_tls(config));
     let found = ours.who(serving.tcp(), None).await.unwrap();
     assert_eq!(found, "addr:127.0.0.1 read-only");
@@ -283,7 +287,7 @@ fn bad_tls_files_are_named() {
         (unpaired, "cannot be used together"),
         (no_authority, "holds no certificate"),
     ] {
-        let error = load_tls(&files).unwrap_err().to_string();
+        let error = load_tls(&files, None).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
 }
@@ -292,7 +296,7 @@ fn bad_tls_files_are_named() {
 #[tokio::test]
 async fn a_stalled_handshake_is_cut() {
     let ours = Authority::new();
-    let config = load_tls(&ours.files(None)).unwrap();
+    let config = load_tls(&ours.files(None), Some(b"h2")).unwrap();
     let limits = Limits {
         handshakes: 1,
         handshake_timeout: Duration::from_millis(200),
@@ -309,6 +313,27 @@ async fn a_stalled_handshake_is_cut() {
     );
     let end = timeout(PATIENCE, stalled.read_u8()).await.expect("is cut");
     assert!(end.is_err(), "{end:?}");
+}
+
+/// A listener where nobody calls must not keep a place from those where somebody does.
+#[tokio::test]
+async fn an_idle_listener_takes_no_place() {
+    let ours = Authority::new();
+    let config = load_tls(&ours.files(None), Some(b"h2")).unwrap();
+    let limits = Limits {
+        handshakes: 1,
+        ..Limits::default()
+    };
+    let admission = Admission::new(&limits);
+    let serving = [(); 3].map(|()| {
+        let listener = Listener::tcp(loopback(), true).unwrap();
+        let listener = listener.with_tls(Arc::clone(&config));
+        Serving::admitted(listener, &limits, admission.clone())
+    });
+    for one in &serving {
+        let asked = timeout(PATIENCE, ours.who(one.tcp(), None)).await;
+        assert!(asked.expect("is served").is_ok());
+    }
 }
 
 /// One connection more than allowed is closed at once; the place is free again afterwards.

@@ -60,10 +60,13 @@ pub enum TlsError {
     },
 }
 
-/// Reads what a TLS listener needs.
+/// Reads what a TLS listener needs; `protocol` is what is spoken on it, in the words of ALPN, if it has a name there.
 ///
-/// TLS 1.3 only: every gRPC implementation in use speaks it.
-pub(crate) fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
+/// TLS 1.3 only: every gRPC implementation in use speaks it, and OpenSSL since 1.1.1.
+pub(crate) fn load(
+    files: &TlsFiles,
+    protocol: Option<&[u8]>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let TlsFiles {
         cert,
         key,
@@ -105,7 +108,7 @@ pub(crate) fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = builder
         .with_single_cert(chain, private_key)
         .map_err(pair_error)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
     // A resumed session would outlive the certificate it was made with.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
