@@ -111,7 +111,7 @@ fn file(path: &str) -> PathBuf {
 
 /// `program` with a script, at the top of the repository; it ends with the test. What
 /// `make setup` installs is named by its path.
-fn command(program: &str, arguments: &[&str]) -> Result<Command> {
+pub(crate) fn command(program: &str, arguments: &[&str]) -> Result<Command> {
     let needed = [&[program], arguments].concat();
     for path in needed.iter().filter(|argument| argument.contains('/')) {
         ensure!(
@@ -128,7 +128,7 @@ fn command(program: &str, arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-const PYTHON: &str = "tests/python/.venv/bin/python";
+pub(crate) const PYTHON: &str = "tests/python/.venv/bin/python";
 const TSX: &str = "./examples/typescript/node_modules/tsx/dist/loader.mjs";
 
 /// If the contract could not be used with the stock tools, or the gateway spoke a gRPC

@@ -111,7 +111,7 @@ fn is_mark(line: &str) -> bool {
 }
 
 /// A line without what differs from one moment to the next; `None` for one that tells of managers.
-fn normalized(line: &str) -> Option<String> {
+pub(crate) fn normalized(line: &str) -> Option<String> {
     if line.contains("MANAGEMENT: ") || line.starts_with(">BYTECOUNT") {
         return None;
     }
@@ -123,7 +123,13 @@ fn normalized(line: &str) -> Option<String> {
     match fields[0] {
         // Bytes received and sent.
         "CLIENT_LIST" => fields[5..7].fill("N"),
-        "alice" if fields.len() == 5 => fields[2..4].fill("N"),
+        // The same in the first format of `status`.
+        _ if fields.len() == 5 && fields[2..4].iter().all(|field| is_number(field)) => {
+            fields[2..4].fill("N");
+        }
+        // The longest queue so far.
+        "GLOBAL_STATS" => fields[2] = "N",
+        "Max bcast/mcast queue length" => fields[1] = "N",
         _ => {}
     }
     let is_time = |field: &str| {
@@ -138,6 +144,10 @@ fn normalized(line: &str) -> Option<String> {
         .map(|field| if is_time(field) { "T" } else { field })
         .collect();
     Some(fields.join(&separator.to_string()))
+}
+
+fn is_number(field: &str) -> bool {
+    field.parse::<u64>().is_ok()
 }
 
 /// The whole script, answer by answer.

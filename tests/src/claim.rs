@@ -11,6 +11,26 @@ use std::{
 
 use anyhow::{Result, bail};
 
+/// Ports of 127.0.0.1 for whatever a scenario listens with, held until dropped.
+#[derive(Debug)]
+pub struct Ports(Claim);
+
+impl Ports {
+    /// Two ports that nobody else has.
+    ///
+    /// # Errors
+    /// All are taken.
+    pub fn take() -> Result<Self> {
+        Claim::take().map(Self)
+    }
+
+    /// The ports.
+    #[must_use]
+    pub fn numbers(&self) -> [u16; 2] {
+        [self.0.vpn_port(), self.0.management_port()]
+    }
+}
+
 /// How many servers can run at once on one machine, all test processes together.
 const CLAIMS_MAX: u16 = 1024;
 /// First VPN port; below Linux' ephemeral range (32768 up), so that no outgoing

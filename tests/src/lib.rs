@@ -12,6 +12,7 @@
 pub mod api;
 mod claim;
 mod client;
+mod dialogue;
 mod directory;
 pub mod events;
 mod gateway;
@@ -24,7 +25,9 @@ pub mod status;
 mod tap;
 
 pub use api::Api;
+pub use claim::Ports;
 pub use client::{Client, ClientBuilder, LAB_PASSWORD};
+pub use dialogue::Dialogue;
 pub use gateway::{
     CliOutput, Gateway, GatewayConfig, InstanceConfig, TcpListener, TlsFiles, run_cli,
 };
