@@ -7,11 +7,19 @@ use openvpn_management::{
 use crate::config::SessionConfig;
 use crate::observation::{Facts, Mode, Moment, Snapshot};
 
+/// What we tell a daemon that we understand: requests for signatures that name the algorithm. From 4 on it would ask in
+/// other forms too.
+const CLIENT_VERSION: u32 = 3;
+/// The management version of OpenVPN 2.5, the first that can be told. Earlier ones, which have 1, take it for a question.
+const ANNOUNCED_FROM: u32 = 3;
+
 /// One question or setting of the synchronisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// The daemon keeps the level a former manager set, even across sessions.
     EnvFilter,
+    /// As early as can be: a daemon may ask for a signature at any moment.
+    Announce,
     Version,
     Pid,
     Hold,
@@ -25,8 +33,9 @@ enum Step {
 }
 
 /// The steps in their order.
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step::EnvFilter,
+    Step::Announce,
     Step::Version,
     Step::Pid,
     Step::Hold,
@@ -40,18 +49,30 @@ const STEPS: [Step; 9] = [
 /// A synchronisation under way.
 ///
 /// A refused step is skipped: older daemons know less, and one that is held or restarting refuses `status`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Synchronisation {
     facts: Facts,
+    /// The daemon can be told what we understand.
+    announces: bool,
     /// How many of [`STEPS`] are done.
     done: usize,
 }
 
 impl Synchronisation {
+    /// A synchronisation with a daemon that greeted with this management version.
+    pub(crate) fn new(management_version: Option<u32>) -> Self {
+        Self {
+            facts: Facts::default(),
+            announces: management_version.is_some_and(|version| version >= ANNOUNCED_FROM),
+            done: 0,
+        }
+    }
+
     /// The next command, or `None` when all is asked.
     pub(crate) fn next_command(&mut self, config: &SessionConfig) -> Option<Command> {
         while let Some(step) = STEPS.get(self.done) {
-            if let Some(command) = step.command(config) {
+            let is_left_out = *step == Step::Announce && !self.announces;
+            if !is_left_out && let Some(command) = step.command(config) {
                 return Some(command);
             }
             self.done += 1;
@@ -106,6 +127,7 @@ impl Step {
     fn command(self, config: &SessionConfig) -> Option<Command> {
         Some(match self {
             Self::EnvFilter => Command::EnvFilter(Some(0)),
+            Self::Announce => Command::VersionSet(CLIENT_VERSION),
             Self::Version => Command::Version,
             Self::Pid => Command::Pid,
             Self::Hold => Command::Hold(HoldRequest::Query),
@@ -118,5 +140,34 @@ impl Step {
                 format: StatusFormat::V3,
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn announcements(management_version: Option<u32>) -> usize {
+        let mut synchronisation = Synchronisation::new(management_version);
+        let config = SessionConfig::new("unix:/run/x.sock".parse().expect("an address"));
+        let (mut announcements, now) = (0, Moment::now());
+        while let Some(command) = synchronisation.next_command(&config) {
+            announcements += usize::from(command == Command::VersionSet(CLIENT_VERSION));
+            synchronisation.record(None, now, now);
+        }
+        announcements
+    }
+
+    /// An old daemon would answer with its own version, and one that is not told leaves out how to sign.
+    #[test]
+    fn a_daemon_is_told_what_we_understand_if_it_can_be() {
+        for (management_version, expected) in [(None, 0), (Some(1), 0), (Some(3), 1), (Some(5), 1)]
+        {
+            assert_eq!(
+                announcements(management_version),
+                expected,
+                "{management_version:?}"
+            );
+        }
     }
 }

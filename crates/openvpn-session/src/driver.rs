@@ -66,12 +66,17 @@ enum Stage {
 
 impl<'a, O: Observer> Driver<'a, O> {
     /// Takes over a link on which the greeting has just been read.
-    pub(crate) fn new(link: Link, config: &'a SessionConfig, report: &'a mut Report<O>) -> Self {
+    pub(crate) fn new(
+        link: Link,
+        management_version: Option<u32>,
+        config: &'a SessionConfig,
+        report: &'a mut Report<O>,
+    ) -> Self {
         Self {
             link,
             config,
             report,
-            stage: Stage::Syncing(Box::default()),
+            stage: Stage::Syncing(Box::new(Synchronisation::new(management_version))),
             in_flight: None,
             release_due: false,
             unresponsive_since: None,

@@ -222,7 +222,7 @@ impl<O: Observer> Session<O> {
                 self.report
                     .observe(Observation::Greeted { management_version }, Moment::now());
                 self.report.stands(Condition::Syncing, "");
-                let driver = Driver::new(link, &self.config, &mut self.report);
+                let driver = Driver::new(link, management_version, &self.config, &mut self.report);
                 let (ended, attached) = driver.run(cancel).await;
                 let Ended::Broken(reason) = ended else {
                     return Aftermath::Cancelled;

@@ -141,6 +141,8 @@ impl Manager {
             let line = self.read().await;
             let answer = match line.as_str() {
                 "env-filter 0" => "SUCCESS: env_filter_level=0\r\n",
+                // OpenVPN says nothing to it.
+                "version 3" => "",
                 "version" => "OpenVPN Version: OpenVPN 2.6.14\r\nManagement Version: 5\r\nEND\r\n",
                 "pid" => "SUCCESS: pid=4711\r\n",
                 "hold" => "SUCCESS: hold=0\r\n",
