@@ -1,5 +1,9 @@
 //! What daemons ask is answered through the API alone, and no secret of it shows anywhere.
 
+mod route;
+mod signing;
+mod token;
+
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,8 +16,8 @@ use ovfleet_proto::v1::{
     open_question::Question,
 };
 use ovfleet_tests::{
-    Api, Client, Gateway, GatewayConfig, InstanceConfig, Server, TcpListener,
-    api::{reason, timed},
+    Api, Client, ClientBuilder, Gateway, GatewayConfig, InstanceConfig, Server, TcpListener,
+    api::{named, reason, timed},
     events::EventLog,
     poll_until, run_cli,
 };
@@ -438,6 +442,102 @@ async fn commands_of_the_line(gateway: &Gateway) -> Result<()> {
     Ok(())
 }
 
+/// A gateway, and a place where the daemon of a VPN client is to be found: the instance `road`.
+struct Road {
+    api: Api,
+    events: EventLog,
+    gateway: Gateway,
+    directory: tempfile::TempDir,
+}
+
+impl Road {
+    async fn start() -> Result<Self> {
+        Self::in_directory(tempfile::tempdir()?).await
+    }
+
+    /// The same, where the daemon may be there already.
+    async fn in_directory(directory: tempfile::TempDir) -> Result<Self> {
+        let address = format!("unix:{}", socket_in(&directory).display());
+        let gateway = GatewayConfig::new()
+            .instance(InstanceConfig::new("road", &address))
+            .start()
+            .await?;
+        let mut api = Api::new(gateway.channel().await?);
+        Ok(Self {
+            events: api.follow().await?,
+            api,
+            gateway,
+            directory,
+        })
+    }
+
+    /// A client of that server whose daemon does nothing before the gateway lets it.
+    fn client(&self, server: &Server) -> ClientBuilder {
+        managed(server, &self.directory).option("management-hold")
+    }
+
+    /// The question of that number, which a caller sees among the instance's.
+    async fn question(&mut self, id: u64) -> Result<OpenQuestion> {
+        let asked = wait_question(&self.events, id).await?;
+        let status = self.api.status("road").await?;
+        ensure!(
+            status.questions.contains(&asked),
+            "{asked:?} is not among {:?}",
+            status.questions
+        );
+        Ok(asked)
+    }
+
+    /// Answers it; it is closed then, for whoever looks and whoever listens.
+    async fn answer(&mut self, asked: &OpenQuestion, reply: Answer) -> Result<()> {
+        let request = answer("road", asked.id, reply);
+        self.api.instance.answer_question(timed(request)).await?;
+        let is_closing = |event: &v1::Event| {
+            matches!(&event.detail, Some(Detail::Question(told))
+                if !told.open && told.detail.as_ref().is_some_and(|closed| closed.id == asked.id))
+        };
+        let what = format!("the end of {asked:?}");
+        self.events.wait_event(&what, SOON, is_closing).await?;
+        let status = self.api.status("road").await?;
+        ensure!(
+            status.questions.iter().all(|open| open.id != asked.id),
+            "{status:?}"
+        );
+        Ok(())
+    }
+
+    async fn wait_connected(&mut self) -> Result<()> {
+        wait_connected(&mut self.api).await
+    }
+
+    /// Has the daemon connect anew.
+    async fn reconnect(&mut self) -> Result<()> {
+        let restart = v1::SignalInstancesRequest {
+            selector: named(&["road"]),
+            signal: v1::Signal::Sigusr1.into(),
+            ..Default::default()
+        };
+        let answer = self.api.signal(restart).await?;
+        ensure!(
+            answer.results[0].outcome() == v1::Outcome::Accepted,
+            "{answer:?}"
+        );
+        Ok(())
+    }
+}
+
+fn socket_in(directory: &tempfile::TempDir) -> std::path::PathBuf {
+    directory.path().join("road.sock")
+}
+
+/// A client whose daemon asks its manager, in that directory, for whatever it lacks.
+fn managed(server: &Server, directory: &tempfile::TempDir) -> ClientBuilder {
+    let socket = socket_in(directory);
+    Client::builder(server, "alice")
+        .option(&format!("management {} unix", socket.display()))
+        .option("management-query-passwords")
+}
+
 /// A client that asks its manager, which is a gateway, and a server whose manager is this test.
 struct Lab {
     api: Api,
@@ -457,31 +557,21 @@ impl Lab {
             .start()
             .await?;
         let approver = Approver::connect(&server.socket_path()).await?;
-        let directory = tempfile::tempdir()?;
-        let socket = directory.path().join("road.sock");
-        let address = format!("unix:{}", socket.display());
-        let gateway = GatewayConfig::new()
-            .instance(InstanceConfig::new("road", &address))
-            .start()
-            .await?;
-        let mut api = Api::new(gateway.channel().await?);
-        let events = api.follow().await?;
-        let mut client = Client::builder(&server, "alice")
-            .option(&format!("management {} unix", socket.display()))
-            .option("management-query-passwords")
+        let road = Road::start().await?;
+        let mut client = managed(&server, &road.directory)
             .option("auth-user-pass")
             .option("auth-retry interact");
         for option in options {
             client = client.option(option);
         }
         Ok(Self {
-            api,
+            api: road.api,
             approver,
-            events,
-            gateway,
+            events: road.events,
+            gateway: road.gateway,
             _client: client.start()?,
             _server: server,
-            _directory: directory,
+            _directory: road.directory,
         })
     }
 }

@@ -8,10 +8,11 @@ use tempfile::TempDir;
 use crate::{
     directory::new_directory,
     log::contains,
-    pki::Authority,
+    pki::{Authority, Leaf},
     poll::poll_until,
     process::{Process, Signal, find_program, mortal},
     server::{Proto, Server, write_private},
+    token::Token,
 };
 
 /// A connection takes well under a second; this is for a machine that is busy.
@@ -31,13 +32,29 @@ pub struct ClientBuilder {
     port: u16,
     exit_notify: bool,
     username: Option<Vec<u8>>,
+    identity: Identity,
     options: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+/// Where a client has its certificate and its key from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Identity {
+    /// Both from its configuration.
+    Configured,
+    /// The manager signs with the key, an RSA key or one of the usual kind.
+    SignedElsewhere { rsa: bool },
+    /// The manager has both.
+    HeldElsewhere,
+    /// A PKCS#11 token has both, and the options say which.
+    OnToken,
 }
 
 /// A running `openvpn` client.
 #[derive(Debug)]
 pub struct Client {
     common_name: String,
+    leaf: Leaf,
     process: Process,
     directory: TempDir,
 }
@@ -64,6 +81,38 @@ impl ClientBuilder {
         self
     }
 
+    /// `--management-external-key`, with these words behind it: its manager signs, with [`Client::sign`].
+    #[must_use]
+    pub fn external_key(mut self, words: &str) -> Self {
+        self.identity = Identity::SignedElsewhere { rsa: false };
+        self.option(format!("management-external-key {words}").trim_end())
+    }
+
+    /// The same with an RSA key.
+    #[must_use]
+    pub fn external_rsa_key(mut self, words: &str) -> Self {
+        self = self.external_key(words);
+        self.identity = Identity::SignedElsewhere { rsa: true };
+        self
+    }
+
+    /// `--management-external-cert` with this hint, which needs the key to be external too.
+    #[must_use]
+    pub fn external_certificate(mut self, hint: &str) -> Self {
+        self = self.external_key("");
+        self.identity = Identity::HeldElsewhere;
+        self.option(&format!("management-external-cert \"{hint}\""))
+    }
+
+    /// Its certificate and its key are on a PKCS#11 token.
+    #[must_use]
+    pub fn token(mut self, token: &Token) -> Self {
+        self.identity = Identity::OnToken;
+        let (name, value) = token.environment();
+        self.environment.push((name.to_owned(), value));
+        self.option(&format!("pkcs11-providers {}", Token::PROVIDER))
+    }
+
     /// One more line of the client's configuration.
     #[must_use]
     pub fn option(mut self, line: &str) -> Self {
@@ -78,17 +127,24 @@ impl ClientBuilder {
     pub fn start(self) -> Result<Client> {
         let directory = new_directory()?;
         let config = directory.path().join("openvpn.conf");
-        write_private(&config, &self.config(directory.path())?)?;
+        let authority = Authority::get()?;
+        let leaf = match self.identity {
+            Identity::SignedElsewhere { rsa: true } => authority.client_rsa(&self.common_name)?,
+            _ => authority.client(&self.common_name)?,
+        };
+        write_private(&config, &self.config(directory.path(), authority, &leaf)?)?;
         let openvpn = find_program("openvpn", "install OpenVPN 2.6, `apt-get install openvpn`")?;
         let mut command = mortal(openvpn);
         command
             .arg("--config")
             .arg(&config)
+            .envs(self.environment)
             .current_dir(directory.path());
         let what = format!("openvpn client {:?}", self.common_name);
         let process = Process::start(&what, command, &directory.path().join("log"))?;
         Ok(Client {
             common_name: self.common_name,
+            leaf,
             process,
             directory,
         })
@@ -104,9 +160,7 @@ impl ClientBuilder {
         Ok(client)
     }
 
-    fn config(&self, directory: &Path) -> Result<String> {
-        let authority = Authority::get()?;
-        let leaf = authority.client(&self.common_name)?;
+    fn config(&self, directory: &Path, authority: &Authority, leaf: &Leaf) -> Result<String> {
         let proto = match self.proto {
             Proto::Udp => "udp4",
             Proto::Tcp => "tcp4-client",
@@ -136,11 +190,19 @@ impl ClientBuilder {
             lines.push(format!("auth-user-pass {}", path.display()));
         }
         lines.extend(self.options.iter().cloned());
+        let has_certificate = matches!(
+            self.identity,
+            Identity::Configured | Identity::SignedElsewhere { .. }
+        );
+        let has_key = self.identity == Identity::Configured;
         for (block, pem) in [
-            ("ca", authority.certificate()),
-            ("cert", &leaf.certificate),
-            ("key", &leaf.key),
-        ] {
+            Some(("ca", authority.certificate())),
+            has_certificate.then_some(("cert", &leaf.certificate)),
+            has_key.then_some(("key", &leaf.key)),
+        ]
+        .into_iter()
+        .flatten()
+        {
             lines.push(format!("<{block}>\n{pem}</{block}>"));
         }
         lines.push(String::new());
@@ -158,7 +220,9 @@ impl Client {
             port: server.vpn_port(),
             exit_notify: false,
             username: None,
+            identity: Identity::Configured,
             options: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -166,6 +230,34 @@ impl Client {
     #[must_use]
     pub fn common_name(&self) -> &str {
         &self.common_name
+    }
+
+    /// Its certificate, PEM.
+    #[must_use]
+    pub fn certificate(&self) -> &str {
+        &self.leaf.certificate
+    }
+
+    /// Signs with its key, as its daemon asks for it: `algorithm` in the daemon's words.
+    ///
+    /// # Errors
+    /// OpenSSL is missing, or the key is not for that.
+    pub fn sign(&self, data: &[u8], algorithm: &str) -> Result<Vec<u8>> {
+        self.leaf.signature(data, algorithm)
+    }
+
+    /// Waits until its log has `text`.
+    ///
+    /// # Errors
+    /// Not within `timeout`.
+    pub async fn wait_log(&self, text: &str, timeout: Duration) -> Result<()> {
+        let what = format!("{text:?} in the log of client {:?}", self.common_name);
+        poll_until(&what, timeout, async || {
+            let log = fs::read(self.directory.path().join("log")).unwrap_or_default();
+            Ok(contains(&log, text.as_bytes()).then_some(()))
+        })
+        .await
+        .with_context(|| self.process.tail())
     }
 
     /// How often it has completed a connection.

@@ -23,6 +23,7 @@ mod process;
 mod server;
 pub mod status;
 mod tap;
+mod token;
 
 pub use api::Api;
 pub use claim::Ports;
@@ -37,6 +38,7 @@ pub use poll::poll_until;
 pub use process::{Process, Signal};
 pub use server::{Management, Proto, Server, ServerBuilder};
 pub use tap::{Tap, TapLine};
+pub use token::Token;
 
 /// Common names a certificate may carry that a text protocol could trip over.
 ///

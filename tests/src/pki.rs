@@ -1,11 +1,21 @@
-//! A small PKI: one authority per test process, leaves on demand.
+//! A small PKI: one authority per test process, leaves on demand, and a holder of keys who signs.
 
-use std::sync::OnceLock;
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose,
+};
+
+use crate::{
+    directory::new_directory,
+    process::{find_program, mortal},
+    server::write_private,
 };
 
 /// A certificate and its key, PEM.
@@ -17,7 +27,7 @@ pub struct Leaf {
     pub key: String,
 }
 
-/// Signs leaves (EC P-256, as everything here).
+/// Signs leaves (EC P-256, as everything here but a key that is asked to be RSA).
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
@@ -60,7 +70,8 @@ impl Authority {
     }
 
     pub(crate) fn server(&self) -> Result<Leaf> {
-        self.sign("server", None, ExtendedKeyUsagePurpose::ServerAuth)
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        self.sign("server", None, usage, KeyPair::generate()?)
     }
 
     /// A leaf for a server that callers find under the DNS name `host`.
@@ -68,7 +79,8 @@ impl Authority {
     /// # Errors
     /// It cannot be signed.
     pub fn host(&self, host: &str) -> Result<Leaf> {
-        self.sign(host, Some(host), ExtendedKeyUsagePurpose::ServerAuth)
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        self.sign(host, Some(host), usage, KeyPair::generate()?)
     }
 
     /// A leaf whose common name is exactly `common_name`, as a UTF8String.
@@ -76,7 +88,25 @@ impl Authority {
     /// # Errors
     /// It cannot be signed.
     pub fn client(&self, common_name: &str) -> Result<Leaf> {
-        self.sign(common_name, None, ExtendedKeyUsagePurpose::ClientAuth)
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        self.sign(common_name, None, usage, KeyPair::generate()?)
+    }
+
+    /// The same with an RSA key.
+    pub(crate) fn client_rsa(&self, common_name: &str) -> Result<Leaf> {
+        let key = openssl(
+            &[
+                "genpkey",
+                "-algorithm",
+                "RSA",
+                "-pkeyopt",
+                "rsa_keygen_bits:2048",
+            ],
+            &[],
+        )?;
+        let key = KeyPair::from_pem(&String::from_utf8(key)?)?;
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        self.sign(common_name, None, usage, key)
     }
 
     /// The same with a DNS name besides.
@@ -84,7 +114,8 @@ impl Authority {
     /// # Errors
     /// It cannot be signed.
     pub fn client_at(&self, common_name: &str, host: &str) -> Result<Leaf> {
-        self.sign(common_name, Some(host), ExtendedKeyUsagePurpose::ClientAuth)
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        self.sign(common_name, Some(host), usage, KeyPair::generate()?)
     }
 
     fn sign(
@@ -92,19 +123,79 @@ impl Authority {
         common_name: &str,
         host: Option<&str>,
         usage: ExtendedKeyUsagePurpose,
+        key: KeyPair,
     ) -> Result<Leaf> {
         let hosts: Vec<String> = host.map(str::to_owned).into_iter().collect();
         let mut params = CertificateParams::new(hosts)?;
         params.distinguished_name = name(common_name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
-        let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Leaf {
             certificate: certificate.pem(),
             key: key.serialize_pem(),
         })
     }
+}
+
+impl Leaf {
+    /// Signs as a daemon's manager is asked to: `algorithm` in the words of `>PK_SIGN`, empty for `>RSA_SIGN`.
+    pub(crate) fn signature(&self, data: &[u8], algorithm: &str) -> Result<Vec<u8>> {
+        let (name, parameters) = algorithm.split_once(',').unwrap_or((algorithm, ""));
+        let mut options = Vec::new();
+        match name {
+            // Of an RSA key it means PKCS#1; an EC key knows no padding.
+            "" if self.is_rsa() => options.push("rsa_padding_mode:pkcs1".to_owned()),
+            "" | "ECDSA" => {}
+            "RSA_PKCS1_PADDING" => options.push("rsa_padding_mode:pkcs1".to_owned()),
+            "RSA_PKCS1_PSS_PADDING" => {
+                options.push("rsa_padding_mode:pss".to_owned());
+                for parameter in parameters.split(',') {
+                    match parameter.split_once('=').context("no parameter")? {
+                        ("hashalg", hash) => options.push(format!("digest:{hash}")),
+                        ("saltlen", length) => options.push(format!("rsa_pss_saltlen:{length}")),
+                        other => return Err(anyhow!("what is {other:?}?")),
+                    }
+                }
+            }
+            other => return Err(anyhow!("what is {other:?}?")),
+        }
+        let directory = new_directory()?;
+        let path = directory.path().join("key");
+        write_private(&path, &self.key)?;
+        let path = path.display().to_string();
+        let mut arguments = vec!["pkeyutl", "-sign", "-inkey", &path];
+        for option in &options {
+            arguments.extend(["-pkeyopt", option]);
+        }
+        openssl(&arguments, data)
+    }
+
+    fn is_rsa(&self) -> bool {
+        // An EC key of 256 bits fits three lines.
+        self.key.lines().count() > 10
+    }
+}
+
+/// What `openssl ARGUMENTS` writes when it reads `input`.
+pub(crate) fn openssl(arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+    let program = find_program("openssl", "install OpenSSL, `apt-get install openssl`")?;
+    let mut command: Command = mortal(program);
+    let mut child = command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    child
+        .stdin
+        .take()
+        .context("no standard input")?
+        .write_all(input)?;
+    let output = child.wait_with_output()?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "openssl {arguments:?}: {words}");
+    Ok(output.stdout)
 }
 
 fn name(common_name: &str) -> DistinguishedName {

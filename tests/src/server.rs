@@ -17,7 +17,7 @@ use crate::{
     claim::Claim,
     directory::new_directory,
     log::{LogLine, contains, log_lines},
-    pki::Authority,
+    pki::{Authority, openssl},
     poll::poll_until,
     process::{Process, Signal, find_program, mortal},
     status::{self, Status},
@@ -60,6 +60,8 @@ pub struct ServerBuilder {
     key_password: Option<String>,
     /// Where it dials in, if it does not listen.
     dial_in: Option<PathBuf>,
+    /// What OpenSSL is configured to, for this daemon alone.
+    openssl: Option<String>,
     options: Vec<String>,
 }
 
@@ -130,6 +132,13 @@ impl ServerBuilder {
         self.option("management-query-passwords")
     }
 
+    /// One line of configuration for its OpenSSL, where OpenVPN has no option for it.
+    #[must_use]
+    pub fn openssl(mut self, line: &str) -> Self {
+        self.openssl = Some(line.to_owned());
+        self
+    }
+
     /// `--duplicate-cn`: a second client of a name does not replace the first.
     #[must_use]
     pub fn duplicate_cn(self) -> Self {
@@ -167,6 +176,12 @@ impl ServerBuilder {
             &config_path(&directory),
             &self.config(&claim, directory.path())?,
         )?;
+        if let Some(line) = &self.openssl {
+            let config = format!(
+                "openssl_conf = all\n[all]\nssl_conf = tls\n[tls]\nsystem_default = this\n[this]\n{line}\n"
+            );
+            write_private(&openssl_path(&directory), &config)?;
+        }
         let process = spawn(&self.name, &directory)?;
         let mut server = Server {
             name: self.name,
@@ -257,6 +272,7 @@ impl Server {
             hold: false,
             key_password: None,
             dial_in: None,
+            openssl: None,
             options: Vec::new(),
         }
     }
@@ -470,6 +486,9 @@ fn spawn(name: &str, directory: &TempDir) -> Result<Process> {
         .arg("--config")
         .arg(config_path(directory))
         .current_dir(directory.path());
+    if openssl_path(directory).exists() {
+        command.env("OPENSSL_CONF", openssl_path(directory));
+    }
     Process::start(
         &format!("openvpn server {name}"),
         command,
@@ -481,27 +500,26 @@ fn config_path(directory: &TempDir) -> PathBuf {
     directory.path().join("openvpn.conf")
 }
 
+fn openssl_path(directory: &TempDir) -> PathBuf {
+    directory.path().join("openssl.cnf")
+}
+
 fn log_path(directory: &TempDir) -> PathBuf {
     directory.path().join("log")
 }
 
 /// The same key, for which OpenSSL wants a password.
 fn encrypt_key(key: &str, password: &str) -> Result<String> {
-    let openssl = find_program("openssl", "install OpenSSL, `apt-get install openssl`")?;
-    let mut child = mortal(openssl)
-        .args(["pkcs8", "-topk8", "-v2", "aes-256-cbc", "-passout"])
-        .arg(format!("pass:{password}"))
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()?;
-    child
-        .stdin
-        .take()
-        .context("no standard input")?
-        .write_all(key.as_bytes())?;
-    let output = child.wait_with_output()?;
-    anyhow::ensure!(output.status.success(), "openssl pkcs8 failed");
-    Ok(String::from_utf8(output.stdout)?)
+    let password = format!("pass:{password}");
+    let arguments = [
+        "pkcs8",
+        "-topk8",
+        "-v2",
+        "aes-256-cbc",
+        "-passout",
+        &password,
+    ];
+    Ok(String::from_utf8(openssl(&arguments, key.as_bytes())?)?)
 }
 
 fn is_listening_line(text: &[u8]) -> bool {
