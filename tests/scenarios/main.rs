@@ -19,6 +19,7 @@ mod resume;
 mod shutdown;
 mod slow;
 mod standard;
+mod standby;
 mod together;
 mod tool_certificates;
 mod tools;

@@ -249,7 +249,7 @@ impl GatewayConfig {
         let claim = Claim::take()?;
         let config = config_path(&directory);
         write_private(&config, &self.render(directory.path(), &claim)?)?;
-        let process = spawn(&directory, &launch)?;
+        let process = spawn(&directory, &launch, "log")?;
         let mut gateway = Gateway {
             process,
             directory,
@@ -420,8 +420,28 @@ impl Gateway {
     /// # Errors
     /// It does not come up.
     pub async fn start_again(&mut self) -> Result<()> {
-        self.process = spawn(&self.directory, &self.launch)?;
+        self.process = spawn(&self.directory, &self.launch, "log")?;
         self.wait_ready().await
+    }
+
+    /// Starts another process on the same configuration, with `--standby`; `name` is that of its log.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_standby(&self, name: &str) -> Result<Process> {
+        let mut launch = self.launch.clone();
+        launch.arguments.push("--standby".to_owned());
+        spawn(&self.directory, &launch, name)
+    }
+
+    /// Goes on with `standby`, which serves in the place of the process before, and gives that one.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn follow(&mut self, standby: Process) -> Result<Process> {
+        let before = std::mem::replace(&mut self.process, standby);
+        self.wait_ready().await?;
+        Ok(before)
     }
 
     async fn wait_ready(&mut self) -> Result<()> {
@@ -479,7 +499,7 @@ fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn spawn(directory: &TempDir, launch: &Launch) -> Result<Process> {
+fn spawn(directory: &TempDir, launch: &Launch, log: &str) -> Result<Process> {
     let mut command = mortal(binary()?);
     command
         .arg("serve")
@@ -489,7 +509,7 @@ fn spawn(directory: &TempDir, launch: &Launch) -> Result<Process> {
     command.current_dir(directory.path());
     let environment = launch.environment.iter();
     command.envs(environment.map(|(name, value)| (name, value)));
-    Process::start("the gateway", command, &directory.path().join("log"))
+    Process::start("the gateway", command, &directory.path().join(log))
 }
 
 fn config_path(directory: &TempDir) -> PathBuf {

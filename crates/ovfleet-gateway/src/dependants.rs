@@ -1,6 +1,9 @@
 //! Daemons that end when this process does.
 
 use openvpn_fleet::{Condition, Fleet, Instance, InstanceName};
+use openvpn_session::DisconnectPolicy;
+
+use crate::config::Config;
 
 /// The daemons that dialled in (`--management-client`): each ends when its session does.
 #[derive(Clone, Debug)]
@@ -9,6 +12,20 @@ pub struct Dependants(Fleet);
 impl Dependants {
     pub(crate) fn new(fleet: Fleet) -> Self {
         Self(fleet)
+    }
+
+    /// Instances of a configuration whose daemons do not outlive their session unharmed: they dial in, or
+    /// `disconnect` says so. No other gateway can take them over.
+    #[must_use]
+    pub fn configured(config: &Config) -> Vec<InstanceName> {
+        let ends_with_it = |session: &openvpn_session::SessionConfig| {
+            session.address.is_dial_in() || session.disconnect == DisconnectPolicy::Destructive
+        };
+        let instances = config.instances.iter();
+        instances
+            .filter(|instance| ends_with_it(&instance.spec.session))
+            .map(|instance| instance.spec.name.clone())
+            .collect()
     }
 
     /// Their instances' names, in order.

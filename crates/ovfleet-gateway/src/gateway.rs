@@ -31,6 +31,7 @@ use crate::{
     services::{self, Context, Streams},
     state::State,
     state_dir::{StateDir, StateError},
+    state_lock::StateLock,
 };
 
 /// Connections of the HTTP port at once; one more is closed.
@@ -60,6 +61,13 @@ pub struct Gateway {
     stop_background: CancellationToken,
     /// Held until the end: the lock of the state directory.
     _directory: StateDir,
+}
+
+/// What a gateway has from before its start.
+#[derive(Debug, Default)]
+pub struct Inheritance {
+    /// The right to the state directory; `None`: it is taken at the start.
+    pub lock: Option<StateLock>,
 }
 
 /// Where a gateway answers.
@@ -102,6 +110,28 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; then nothing is left behind.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, Inheritance::default()).await
+    }
+
+    /// What would keep it from starting, as far as files tell: whether addresses are free, and the state directory, is
+    /// seen at the start.
+    ///
+    /// # Errors
+    /// [`StartError`], the first there is.
+    pub fn check(config: &Config) -> Result<(), StartError> {
+        for listener in &config.listen.grpc {
+            if let GrpcListener::Tls { files, .. } = listener {
+                load_tls(files, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same as [`start`](Self::start), with what others have prepared.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing is left behind.
+    pub async fn start_with(config: Config, inheritance: Inheritance) -> Result<Self, StartError> {
         for problem in config.problems() {
             tracing::warn!("{problem}");
         }
@@ -114,7 +144,7 @@ impl Gateway {
             instances,
             discover,
         } = config;
-        let directory = StateDir::open(state_dir.as_deref(), name.as_str())?;
+        let directory = StateDir::open(state_dir.as_deref(), name.as_str(), inheritance.lock)?;
         let state = State::open(state_dir.as_deref()).map_err(StateError::from)?;
         // First the listeners: what is wrong with them shall not cost sessions.
         let grpc_listeners = listen

@@ -33,6 +33,7 @@ mod services;
 )]
 mod state;
 mod state_dir;
+mod state_lock;
 mod status;
 
 pub use caller::{Caller, Identity, ReadOnlyListener};
@@ -42,9 +43,10 @@ pub use config::{
     MuxConfig, Place, Rights, SocketConfig, TlsFiles,
 };
 pub use dependants::Dependants;
-pub use gateway::{Addresses, Failed, Gateway, StartError};
+pub use gateway::{Addresses, Failed, Gateway, Inheritance, StartError};
 pub use idle::IdleWatch;
 pub use listen::{BindError, TlsError};
 pub use log::{LogBroadcast, LogLayer, log_broadcast};
 pub use state::OpenError;
 pub use state_dir::StateError;
+pub use state_lock::StateLock;

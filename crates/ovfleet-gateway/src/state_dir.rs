@@ -1,16 +1,15 @@
-//! `state_dir`: what outlives the process, and the lock that keeps it to one process.
+//! `state_dir`: what outlives the process.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use aws_lc_rs::digest;
-use rustix::fs::{FlockOperation, flock};
 
-use crate::state::OpenError;
+use crate::{state::OpenError, state_lock::StateLock};
 
 /// Length of the key that authenticates cursors, in bytes.
 pub(crate) const CURSOR_KEY_BYTES: usize = 32;
@@ -54,8 +53,8 @@ pub enum StateError {
 pub(crate) struct StateDir {
     /// Authenticates cursors.
     pub(crate) cursor_key: [u8; CURSOR_KEY_BYTES],
-    /// Locked until dropped; `None` without a state directory.
-    _lock: Option<File>,
+    /// `None` without a state directory.
+    _lock: Option<StateLock>,
 }
 
 impl StateDir {
@@ -65,54 +64,29 @@ impl StateDir {
     /// before a restart is still known as ours and gives its gap, instead of
     /// being refused. Such a key tells damage and mix-ups, not forgery; what a
     /// forged cursor could ask for, `oldest` gives to anybody who may stream.
-    pub(crate) fn open(directory: Option<&Path>, gateway: &str) -> Result<Self, StateError> {
+    ///
+    /// `lock` is the right to it, where it was taken before.
+    pub(crate) fn open(
+        directory: Option<&Path>,
+        gateway: &str,
+        lock: Option<StateLock>,
+    ) -> Result<Self, StateError> {
         let Some(directory) = directory else {
             return Ok(Self {
                 cursor_key: key_of_name(gateway),
                 _lock: None,
             });
         };
-        fs::create_dir_all(directory).map_err(at(directory))?;
-        let lock = lock(directory)?;
+        let lock = match lock.filter(|lock| lock.directory() == directory) {
+            Some(lock) => lock,
+            None => StateLock::take(directory)?,
+        };
         let cursor_key = cursor_key(&directory.join("cursor.key"))?;
         Ok(Self {
             cursor_key,
             _lock: Some(lock),
         })
     }
-}
-
-fn lock(directory: &Path) -> Result<File, StateError> {
-    let path = directory.join("lock");
-    let open = || {
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
-        options.open(&path)
-    };
-    let mut file = open().map_err(at(&path))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            // What cannot be read leaves the holder unnamed.
-            let _ = file.take(32).read_to_string(&mut holder);
-            return Err(StateError::InUse {
-                path: directory.to_owned(),
-                holder: holder.trim().to_owned(),
-            });
-        }
-        Err(error) => return Err(at(&path)(error.into())),
-    }
-    let noted = file
-        .set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    noted.map_err(at(&path))?;
-    Ok(file)
 }
 
 fn cursor_key(path: &Path) -> Result<[u8; CURSOR_KEY_BYTES], StateError> {
@@ -158,7 +132,7 @@ fn random_key() -> Result<[u8; CURSOR_KEY_BYTES], StateError> {
     Ok(key)
 }
 
-fn at(path: &Path) -> impl Fn(io::Error) -> StateError {
+pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> StateError {
     let path = path.to_owned();
     move |source| StateError::Io {
         path: path.clone(),
@@ -176,8 +150,8 @@ mod tests {
     #[test]
     fn a_second_process_is_told_who_has_it() {
         let directory = tempfile::tempdir().unwrap();
-        let first = StateDir::open(Some(directory.path()), "vpn1").unwrap();
-        let error = StateDir::open(Some(directory.path()), "vpn1")
+        let first = StateDir::open(Some(directory.path()), "vpn1", None).unwrap();
+        let error = StateDir::open(Some(directory.path()), "vpn1", None)
             .unwrap_err()
             .to_string();
         assert!(
@@ -186,7 +160,7 @@ mod tests {
         );
         let key = first.cursor_key;
         drop(first);
-        let second = StateDir::open(Some(directory.path()), "vpn1").unwrap();
+        let second = StateDir::open(Some(directory.path()), "vpn1", None).unwrap();
         assert_eq!(
             second.cursor_key, key,
             "cursors of the run before stay readable"
@@ -203,7 +177,7 @@ mod tests {
     fn a_damaged_key_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("cursor.key"), "short").unwrap();
-        let error = StateDir::open(Some(directory.path()), "vpn1").unwrap_err();
+        let error = StateDir::open(Some(directory.path()), "vpn1", None).unwrap_err();
         assert!(matches!(error, StateError::Key { .. }), "{error}");
     }
 
@@ -211,7 +185,7 @@ mod tests {
     /// ours, and one of another gateway must not.
     #[test]
     fn a_directory_is_not_needed() {
-        let key = |gateway| StateDir::open(None, gateway).unwrap().cursor_key;
+        let key = |gateway| StateDir::open(None, gateway, None).unwrap().cursor_key;
         assert_eq!(key("vpn1"), key("vpn1"));
         assert_ne!(key("vpn1"), key("vpn2"));
     }

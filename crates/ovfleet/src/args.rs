@@ -163,6 +163,9 @@ pub(crate) struct ServeArgs {
     /// Add our own log to the events, as gateway.log
     #[arg(long)]
     pub(crate) signal_broadcast: bool,
+    /// Check the configuration, wait until no other gateway uses its state_dir, then serve in its place
+    #[arg(long)]
+    pub(crate) standby: bool,
     /// When told to end, do not wait for daemons that dialled in (listen-unix:, listen-tcp:) and end with us
     #[arg(long)]
     pub(crate) force: bool,

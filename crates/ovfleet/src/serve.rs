@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ovfleet_gateway::{Config, ConfigErrors, Dependants, Gateway, LogBroadcast};
+use ovfleet_gateway::{Config, ConfigErrors, Dependants, Gateway, Inheritance, LogBroadcast};
 use tokio::signal::unix::SignalKind;
 use tracing::{info, warn};
 
@@ -16,8 +16,9 @@ use crate::{
     failure::{Failure, Outcome, Verdict},
     logging,
     output::note,
-    privileges,
+    privileges, service_manager,
     signals::Signals,
+    standby,
     watchdog::Watchdog,
 };
 
@@ -60,7 +61,7 @@ async fn serve(
     let mut end_signals = Signals::listen(&[SignalKind::terminate(), SignalKind::interrupt()])?;
     let mut reload_signal = Signals::listen(&[SignalKind::hangup()])?;
     let mut gateway = tokio::select! {
-        started = Gateway::start(config) => started.context("cannot start the gateway")?,
+        started = start(config, args) => started?,
         () = end_signals.next() => return Ok(Verdict::Done),
     };
     if let Some(broadcast) = broadcast {
@@ -70,6 +71,7 @@ async fn serve(
     for address in addresses.grpc.iter().chain(&addresses.http) {
         info!(%address, "listening");
     }
+    service_manager::ready(&format!("serving on {}", addresses.grpc.join(", ")));
     let idle = gateway.idle_watch();
     let idle = async {
         match args.idle_exit {
@@ -90,6 +92,7 @@ async fn serve(
     };
     let told = Instant::now();
     watchdog.tell();
+    service_manager::stopping("draining");
     // Whoever balances callers shall know before those that dialled in are waited for.
     gateway.leave();
     if end.is_ok() && !args.force {
@@ -105,6 +108,17 @@ async fn serve(
         ));
     }
     end
+}
+
+async fn start(config: Config, args: &ServeArgs) -> Result<Gateway, Failure> {
+    let (config, lock) = if args.standby {
+        let (config, lock) = standby::wait(config, args).await?;
+        (config, Some(lock))
+    } else {
+        (config, None)
+    };
+    let started = Gateway::start_with(config, Inheritance { lock }).await;
+    Ok(started.context("cannot start the gateway")?)
 }
 
 /// Gives daemons that dialled in, and would end with us, the time to be ended in order: until they are gone, a second

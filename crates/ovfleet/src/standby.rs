@@ -1,0 +1,96 @@
+//! `serve --standby`: everything checked, waiting for the gateway before us to end.
+
+use std::{fmt::Display, path::Path, thread};
+
+use anyhow::{Context as _, Result, anyhow};
+use ovfleet_gateway::{Config, Dependants, Gateway, StateError, StateLock};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::{args::ServeArgs, failure::Failure, service_manager};
+
+/// Waits for the state directory of `config`, and gives the right to it together with the configuration as it is by
+/// then. Dropped, it goes on to wait in a thread: for a process that ends.
+pub(crate) async fn wait(
+    mut config: Config,
+    args: &ServeArgs,
+) -> Result<(Config, StateLock), Failure> {
+    loop {
+        let Some(directory) = config.state_dir.clone() else {
+            return Err(Failure::Usage(format!(
+                "--standby needs a `state_dir`, whose lock it waits for: set one in {}",
+                args.config.display()
+            )));
+        };
+        Gateway::check(&config).context("cannot take over")?;
+        let lock = wait_for(&directory, &config).await?;
+        config = reread(config, args);
+        if config.state_dir.as_deref() == Some(lock.directory()) {
+            info!(state_dir = %directory.display(), "taking over");
+            name_those_that_ended(
+                &config,
+                "these daemons may have ended with the gateway before",
+            );
+            return Ok((config, lock));
+        }
+        warn!("the configuration names another state_dir now");
+    }
+}
+
+async fn wait_for(directory: &Path, config: &Config) -> Result<StateLock> {
+    let holder = match StateLock::take(directory) {
+        Ok(lock) => return Ok(lock),
+        Err(StateError::InUse { holder, .. }) => holder,
+        Err(error) => return Err(error.into()),
+    };
+    let shown = directory.display();
+    info!(state_dir = %shown, holder, "standby: the configuration is good; waiting for its holder to end");
+    service_manager::status(&format!(
+        "standby: waiting for process {holder} to leave {shown}"
+    ));
+    name_those_that_ended(
+        config,
+        "these daemons end or restart with the gateway before: nobody can take them over",
+    );
+    let (sender, taken) = oneshot::channel();
+    let directory = directory.to_owned();
+    thread::Builder::new()
+        .name("standby".to_owned())
+        .spawn(move || sender.send(StateLock::wait(&directory)))
+        .context("cannot wait for the state_dir")?;
+    let taken = taken
+        .await
+        .map_err(|_| anyhow!("the wait for the state_dir failed"))?;
+    Ok(taken?)
+}
+
+/// The configuration as its files are now; what was checked before, if these cannot be used.
+fn reread(checked: Config, args: &ServeArgs) -> Config {
+    let unusable = |cause: &dyn Display| {
+        warn!(%cause, "the configuration has changed and cannot be used: taking over with the one checked before");
+    };
+    let now = match Config::load(&args.config) {
+        Ok(now) => now,
+        Err(errors) => {
+            unusable(&errors);
+            return checked;
+        }
+    };
+    if now.state_dir.is_none() {
+        unusable(&"it has no state_dir");
+        return checked;
+    }
+    if let Err(error) = Gateway::check(&now) {
+        unusable(&format!("{:#}", anyhow::Error::from(error)));
+        return checked;
+    }
+    now
+}
+
+fn name_those_that_ended(config: &Config, what: &str) {
+    let names = Dependants::configured(config);
+    if !names.is_empty() {
+        let instances: Vec<_> = names.iter().map(ToString::to_string).collect();
+        warn!(instances = instances.join(" "), "{what}");
+    }
+}
