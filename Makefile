@@ -11,11 +11,13 @@ TEST_THREADS ?= 8
 # through sudo when make is not root. What is built still belongs to its builder.
 THROUGH_SUDO := --config 'target."cfg(unix)".runner = ["sudo", "-E"]'
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),$(THROUGH_SUDO))
+# What `make soak` runs: names of tests, or parts of names.
+SOAK ?= faults::
 # Of `make fuzz`, over all targets together.
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fuzz setup clean
+.PHONY: help demo test soak check bench fuzz setup clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -28,6 +30,11 @@ test: ## All tests: units, real OpenVPN daemons, callers in Python and JavaScrip
 	@scripts/setup openvpn python node examples
 	$(CARGO) build --workspace --bins --tests --locked
 	RUST_LIB_BACKTRACE=0 $(CARGO) test --workspace --locked --no-fail-fast $(AS_ROOT) -- --test-threads $(TEST_THREADS)
+
+soak: ## Long forms of the tests with faults, SOAK names them; seeds and figures are printed
+	@scripts/setup openvpn
+	$(CARGO) build --workspace --bins --locked
+	OVFLEET_SOAK=1 RUST_LIB_BACKTRACE=0 $(CARGO) test --locked -p ovfleet-tests --test scenarios $(AS_ROOT) -- --test-threads 1 --nocapture $(SOAK)
 
 check: ## Everything a machine can say about the code without running it
 	@scripts/setup buf

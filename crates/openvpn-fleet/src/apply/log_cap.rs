@@ -75,6 +75,11 @@ impl LogCap {
         if self.level < LINES_PER_SECOND {
             return [None; 2];
         }
+        self.take_all_dropped()
+    }
+
+    /// What was dropped so far.
+    pub(super) fn take_all_dropped(&mut self) -> [Option<Dropped>; 2] {
         std::mem::take(&mut self.dropped)
     }
 }

@@ -37,6 +37,7 @@ pub(crate) fn apply(
         hint: Hint::None,
     };
     fold.report_capped_lines();
+    let first = fold.records.len();
     match observation {
         Observation::Condition(change) => fold.handle_condition(change),
         Observation::NextAttempt(time) => {
@@ -62,6 +63,7 @@ pub(crate) fn apply(
             fold.emit_text(Detail::Unrecognized(text));
         }
     }
+    fold.report_capped_lines_before(first);
     fold.hint
 }
 

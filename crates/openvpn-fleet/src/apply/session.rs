@@ -3,9 +3,12 @@
 use openvpn_management::{DaemonState, LoadStats, Notification, StateRecord};
 use openvpn_session::{Condition, ConditionChange, Facts, Hint, HoldPolicy, Mode};
 
+use super::log_cap::Dropped;
 use super::memory::Stage;
 use super::{Fold, Told};
-use crate::event::{Detail, DisconnectCause, EventClass, GapCause, GenerationCause, Inference};
+use crate::event::{
+    Detail, DisconnectCause, EventClass, Gap, GapCause, GenerationCause, Inference,
+};
 use crate::journal::Record;
 use crate::question::{OpenQuestion, Question};
 use crate::table::{QUESTIONS_MAX, RemovedReason};
@@ -323,12 +326,31 @@ impl Fold<'_> {
     /// Tells of lines that were not taken, once there is room for lines again.
     pub(super) fn report_capped_lines(&mut self) {
         let dropped = self.table.memory.log_cap.take_dropped(self.at.monotonic);
+        let gaps = dropped.into_iter().flatten();
+        let gaps = gaps.map(|dropped| Record::Gap(self.capped_gap(dropped)));
+        let gaps: Vec<_> = gaps.collect();
+        self.records.extend(gaps);
+    }
+
+    /// Tells of lines that were not taken before the events from `first` on: a gap comes before the next event,
+    /// whatever that is of.
+    pub(super) fn report_capped_lines_before(&mut self, first: usize) {
+        if self.records.len() == first {
+            return;
+        }
+        let dropped = self.table.memory.log_cap.take_all_dropped();
         for dropped in dropped.into_iter().flatten() {
-            let mut gap = self.gap(GapCause::RateCapped);
-            gap.class = Some(dropped.class);
-            gap.count = Some(dropped.count);
-            gap.not_before = Some(dropped.since);
-            self.records.push(Record::Gap(gap));
+            let gap = Record::Gap(self.capped_gap(dropped));
+            self.records.insert(first, gap);
+        }
+    }
+
+    fn capped_gap(&self, dropped: Dropped) -> Gap {
+        Gap {
+            class: Some(dropped.class),
+            count: Some(dropped.count),
+            not_before: Some(dropped.since),
+            ..self.gap(GapCause::RateCapped)
         }
     }
 

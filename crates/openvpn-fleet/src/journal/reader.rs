@@ -202,7 +202,12 @@ impl Journal {
     ) -> Option<Evicted> {
         let ring = &rings.rings[class as usize];
         // Gaps of no class are among the life cycle.
-        let wants_gaps = filter.wants_class(class) || class == EventClass::Lifecycle;
+        let wants_gaps = match class {
+            EventClass::Lifecycle => EventClass::ALL
+                .into_iter()
+                .any(|class| filter.wants_class(class)),
+            class => filter.wants_class(class),
+        };
         let wants_kind =
             |kind: Option<Kind>| kind.map_or(wants_gaps, |kind| filter.wants_kind(kind));
         if filter.selector.is_everything() {

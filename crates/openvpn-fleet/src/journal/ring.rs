@@ -17,7 +17,7 @@ pub(super) const EVICTED_SOURCES_MAX: usize = 50_000;
 pub(super) struct Evicted {
     /// The highest sequence number thrown away.
     pub(super) through: u64,
-    /// When that entry was made.
+    /// When the youngest of them was made: not always the last, because clocks are set back now and then.
     pub(super) time: SystemTime,
     /// How many in all.
     pub(super) count: u64,
@@ -32,6 +32,7 @@ impl Evicted {
             other
         };
         Self {
+            time: self.time.max(other.time),
             count: self.count + other.count,
             ..newer
         }
@@ -110,7 +111,7 @@ impl Ring {
         let (through, time) = (entry.sequence, entry.observed);
         let add = |evicted: Option<Evicted>| Evicted {
             through,
-            time,
+            time: evicted.map_or(time, |evicted| evicted.time.max(time)),
             count: evicted.map_or(0, |evicted| evicted.count) + 1,
         };
         self.evicted = Some(add(self.evicted));

@@ -149,6 +149,23 @@ fn lines_are_capped_and_counted() {
     assert!((1..=20).contains(&gaps), "{gaps}");
 }
 
+/// A client that comes during a flood must not be told before the lines that are missing before it.
+#[test]
+fn a_gap_of_lines_comes_before_the_next_event() {
+    let mut told = Told::attached();
+    for _ in 0..20_000 {
+        told.says(">ECHO:1795186000,x");
+    }
+    told.records.clear();
+    told.says(">ECHO:1795186000,x");
+    told.established(0, "alice", BEGIN);
+    let first = told.records.first();
+    assert!(
+        matches!(first, Some(crate::journal::Record::Gap(_))),
+        "{first:?}"
+    );
+}
+
 /// The name in a log line is the peer's own choice: it must not be able to speak for another client.
 #[test]
 fn a_name_cannot_speak_for_another() {

@@ -1,0 +1,8 @@
+//! Faults, put in on purpose, and what must hold all the same.
+//!
+//! Each test has a short form, for `make test`, and a long one, for `make soak`. What is random
+//! follows from a seed that is printed, and is repeated with `OVFLEET_SEED`.
+
+mod daemons;
+mod journal;
+mod streams;
