@@ -22,5 +22,6 @@ mod standard;
 mod standby;
 mod together;
 mod tool_certificates;
+mod tool_limits;
 mod tools;
 mod view;

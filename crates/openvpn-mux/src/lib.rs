@@ -10,13 +10,16 @@
 //! - [`Slot`] is one daemon's slot; [`Slot::serve`] serves one tool on it.
 //! - [`ToolConfig`] says how the tools of one socket are treated.
 //! - [`Policy`] says what they may do.
+//! - [`Counts`] says how often what happened.
 
+mod counts;
 mod policy;
 mod request;
 mod slot;
 mod tool;
 mod view;
 
+pub use counts::{Counts, Verdict};
 pub use policy::{Policy, UnknownVerb};
 pub use slot::{Slot, TOOLS_MAX};
 pub use tool::{Away, Left, ToolConfig};

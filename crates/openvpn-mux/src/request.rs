@@ -19,6 +19,8 @@ pub(crate) enum Request {
     Nothing,
     /// This is the answer, without its line end.
     Answer(Vec<u8>),
+    /// It is not for this tool, or for none; this says why.
+    Refuse(Vec<u8>),
     /// The tool leaves.
     Exit,
     /// The daemon is asked; whoever asks the same meanwhile shares the answer.
@@ -128,7 +130,7 @@ impl Request {
             return Self::Answer(circumstances.unknown(name));
         };
         let meant = Self::meant(verb, &parameters, circumstances)
-            .unwrap_or_else(|error| Self::Answer(format!("ERROR: {error}").into_bytes()));
+            .unwrap_or_else(|error| Self::Refuse(format!("ERROR: {error}").into_bytes()));
         if circumstances.policy.allows(verb, arguments.len()) {
             return meant;
         }
@@ -139,7 +141,7 @@ impl Request {
         match meant {
             // OpenVPN would take what follows as a block: so do we, and run none of it.
             Self::Block(_) => Self::Block(Block::Refused(refusal)),
-            _ => Self::Answer(refusal),
+            _ => Self::Refuse(refusal),
         }
     }
 
@@ -168,7 +170,7 @@ impl Request {
                 None => too_few(1),
             },
             "test" => match argument(0).map(atoi) {
-                Some(lines) if lines > TEST_LINES_MAX => Self::Answer(
+                Some(lines) if lines > TEST_LINES_MAX => Self::Refuse(
                     format!("ERROR: test: at most {TEST_LINES_MAX} lines").into_bytes(),
                 ),
                 Some(lines) => Self::Test(lines),
@@ -201,7 +203,7 @@ impl Request {
                 format!("ERROR: The {} command is not currently available", verb.name).into_bytes(),
             ),
             "password" | "username" if arguments.len() < 2 => too_few(2),
-            "verb" if argument(0).map(atoi).is_some_and(is_verb_refused) => Self::Answer(
+            "verb" if argument(0).map(atoi).is_some_and(is_verb_refused) => Self::Refuse(
                 b"ERROR: verb: a level from 9 on is refused here: OpenVPN would never read a command again".to_vec(),
             ),
             _ if verb.right(arguments.len()) == Right::Read => Self::Read(raw(parameters)?),

@@ -15,6 +15,8 @@ use openvpn_session::{Answer, Call, CallError, CallerId, Condition, Lane, Listen
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 
+use crate::counts::{Counts, Verdict};
+
 /// Most tools of one instance at once, over all its sockets; one more is closed at once.
 pub const TOOLS_MAX: usize = 256;
 /// Most commands of tools in the session's own queues at once; further ones wait here, in order of arrival, so that
@@ -35,6 +37,7 @@ type SharedAnswer = Shared<BoxFuture<'static, Outcome>>;
 /// One daemon's slot: what its tools share.
 pub struct Slot {
     instance: Arc<Instance>,
+    counts: Arc<Counts>,
     places: Arc<Semaphore>,
     calls: Semaphore,
     /// Questions under way, by their line. Locked to look up or add, never across an await.
@@ -62,11 +65,12 @@ pub(crate) struct Place {
 }
 
 impl Slot {
-    /// The slot of an instance, without tools.
+    /// The slot of an instance, without tools; what they do is added to `counts`.
     #[must_use]
-    pub fn new(instance: Arc<Instance>) -> Arc<Self> {
+    pub fn new(instance: Arc<Instance>, counts: Arc<Counts>) -> Arc<Self> {
         Arc::new(Self {
             instance,
+            counts,
             places: Arc::new(Semaphore::new(TOOLS_MAX)),
             calls: Semaphore::new(CALLS_IN_FLIGHT_MAX),
             questions: Mutex::default(),
@@ -79,6 +83,10 @@ impl Slot {
     #[must_use]
     pub fn instance(&self) -> &Arc<Instance> {
         &self.instance
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Tools connected now.
@@ -128,8 +136,8 @@ impl Slot {
         }
     }
 
-    /// The answer to a question that others may be asking in this moment.
-    fn shared(self: &Arc<Self>, tool: u64, command: Command) -> SharedAnswer {
+    /// The answer to a question that others may be asking in this moment, and whether one of them asked it.
+    fn shared(self: &Arc<Self>, tool: u64, command: Command) -> (SharedAnswer, Verdict) {
         let mut line = BytesMut::new();
         // One that cannot be encoded is told so by the call.
         let _ = command.encode(&mut line);
@@ -138,7 +146,7 @@ impl Slot {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(answer) = questions.get(&line[..]).and_then(WeakShared::upgrade) {
-            return answer;
+            return (answer, Verdict::Coalesced);
         }
         questions.retain(|_, answer| answer.upgrade().is_some());
         let slot = Arc::clone(self);
@@ -147,7 +155,7 @@ impl Slot {
         if let Some(weak) = answer.downgrade() {
             questions.insert(line.to_vec(), weak);
         }
-        answer
+        (answer, Verdict::Ran)
     }
 }
 
@@ -161,11 +169,15 @@ impl Place {
         let mut tries = 0;
         loop {
             tries += 1;
-            let outcome = self.slot.shared(self.tool, command.clone()).await;
+            let (answer, verdict) = self.slot.shared(self.tool, command.clone());
+            let outcome = answer.await;
             match &outcome {
                 // It was complete when we joined, and the daemon has said something since.
                 Ok(answer) if answer.position < asked_at && tries < SHARED_TRIES => {}
-                _ => return outcome,
+                _ => {
+                    self.count(&outcome, verdict);
+                    return outcome;
+                }
             }
         }
     }
@@ -183,7 +195,21 @@ impl Place {
             Ok(_) => tracing::info!(%command, "a tool's command was answered"),
             Err(error) => tracing::info!(%command, %error, "a tool's command was not carried out"),
         }
+        self.count(&outcome, Verdict::Ran);
         outcome
+    }
+
+    fn count(&self, outcome: &Outcome, answered: Verdict) {
+        let verdict = match outcome.as_ref().map_err(|error| &**error) {
+            Ok(_) | Err(CallError::Rejected { .. }) => answered,
+            Err(CallError::NotSent(NotSent::Encode(_))) => Verdict::Refused,
+            Err(_) => return,
+        };
+        self.counts().add_command(verdict);
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        self.slot.counts()
     }
 
     /// Claims the right to decide who is let in, until the tool leaves; `false` if another has it.

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::counts::Verdict;
 use crate::policy::Policy;
 use crate::request::{Block, Circumstances, Request, Topic, Word};
 use crate::slot::{Place, Slot};
@@ -85,10 +86,53 @@ pub enum Left {
     Closed,
 }
 
+impl Left {
+    /// Every reason, in the order of the enum.
+    pub const ALL: [Self; 8] = [
+        Self::Itself,
+        Self::Daemon,
+        Self::Away,
+        Self::Full,
+        Self::Password,
+        Self::Unread,
+        Self::Unanswered,
+        Self::Closed,
+    ];
+
+    /// In a word, for metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Itself => "itself",
+            Self::Daemon => "daemon",
+            Self::Away => "away",
+            Self::Full => "full",
+            Self::Password => "password",
+            Self::Unread => "unread",
+            Self::Unanswered => "unanswered",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 impl Slot {
     /// Serves one tool until it is gone.
     pub async fn serve<S>(
         self: Arc<Self>,
+        stream: S,
+        config: &ToolConfig,
+        cancel: &CancellationToken,
+    ) -> Left
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        let left = self.serve_counted(stream, config, cancel).await;
+        self.counts().add_left(left);
+        left
+    }
+
+    async fn serve_counted<S>(
+        self: &Arc<Self>,
         stream: S,
         config: &ToolConfig,
         cancel: &CancellationToken,
@@ -419,6 +463,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Tool<'a, S> {
         match request {
             Request::Nothing => {}
             Request::Answer(answer) => self.answer(&answer)?,
+            Request::Refuse(refusal) => self.refuse(&refusal)?,
             Request::Exit => return Err(Left::Itself),
             Request::Read(command) => self.ask(command).await?,
             Request::Change {
@@ -427,7 +472,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Tool<'a, S> {
                 decides,
             } => {
                 if decides && !self.place.claim_decisions() {
-                    self.answer(TAKEN)?;
+                    self.refuse(TAKEN)?;
                 } else {
                     self.change(command, answers_question).await?;
                 }
@@ -442,14 +487,32 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Tool<'a, S> {
                 self.view.set_bytecount(seconds);
                 self.listener.set_interest(self.view.interest());
             }
-            Request::Test(lines) => self.run_test(lines).await?,
+            Request::Test(lines) => {
+                self.count(Verdict::Answered);
+                self.run_test(lines).await?;
+            }
             Request::Block(block) => self.block = Some((block, Vec::new())),
         }
         Ok(())
     }
 
+    fn count(&self, verdict: Verdict) {
+        self.place.counts().add_command(verdict);
+    }
+
     /// Answers by ourselves, behind all that the daemon has said.
     fn answer(&mut self, line: &[u8]) -> Result<(), Left> {
+        self.count(Verdict::Answered);
+        self.put_behind(line)
+    }
+
+    /// The same where the tool does not get what it wants.
+    fn refuse(&mut self, line: &[u8]) -> Result<(), Left> {
+        self.count(Verdict::Refused);
+        self.put_behind(line)
+    }
+
+    fn put_behind(&mut self, line: &[u8]) -> Result<(), Left> {
         self.hear()?;
         self.wire.put_line(line);
         Ok(())
@@ -508,7 +571,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Tool<'a, S> {
                 Ok(())
             }
             CallError::NotSent(NotSent::Encode(error)) => {
-                self.answer(format!("ERROR: {error}").as_bytes())
+                self.put_behind(format!("ERROR: {error}").as_bytes())
             }
             CallError::NotSent(NotSent::Detached { .. } | NotSent::Closed)
             | CallError::OutcomeUnknown {
@@ -555,10 +618,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Tool<'a, S> {
 
     async fn run_block(&mut self, block: Block, lines: Vec<Text>) -> Result<(), Left> {
         let command = match block {
-            Block::Refused(refusal) => return self.answer(&refusal),
+            Block::Refused(refusal) => return self.refuse(&refusal),
             Block::ClientAuth { cid, kid } => {
                 if !self.place.claim_decisions() {
-                    return self.answer(TAKEN);
+                    return self.refuse(TAKEN);
                 }
                 Command::ClientAuth {
                     cid,

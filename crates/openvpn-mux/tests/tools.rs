@@ -9,7 +9,7 @@ use openvpn_fleet::{
     Labels, Table,
 };
 use openvpn_management::Secret;
-use openvpn_mux::{Away, Left, Policy, Slot, TOOLS_MAX, ToolConfig};
+use openvpn_mux::{Away, Counts, Left, Policy, Slot, TOOLS_MAX, ToolConfig, Verdict};
 use openvpn_session::{Address, SessionConfig};
 use openvpn_simulator::{ClientSpec, Daemon};
 use tempfile::TempDir;
@@ -30,6 +30,7 @@ struct Lab {
     fleet: Fleet,
     daemon: Daemon,
     slot: Arc<Slot>,
+    counts: Arc<Counts>,
     cancel: CancellationToken,
     _directory: TempDir,
 }
@@ -56,11 +57,13 @@ impl Lab {
         };
         fleet.set_instances(vec![spec]).await.unwrap();
         let instance = fleet.instance("eu1").unwrap();
-        let slot = Slot::new(Arc::clone(&instance));
+        let counts = Arc::new(Counts::default());
+        let slot = Slot::new(Arc::clone(&instance), Arc::clone(&counts));
         let lab = Self {
             fleet,
             daemon,
             slot,
+            counts,
             cancel: CancellationToken::new(),
             _directory: directory,
         };
@@ -340,6 +343,7 @@ async fn a_tool_that_does_not_read_is_cut() {
         Left::Unread
     );
     assert!(good.ask("load-stats").await.starts_with("SUCCESS:"));
+    assert_eq!(lab.counts.left(Left::Unread), 1);
 }
 
 /// The password is asked for as OpenVPN asks; without it nothing is said.
@@ -472,6 +476,9 @@ async fn equal_questions_share_an_answer() {
         .filter(|line| line.starts_with(b"status 2"))
         .count();
     assert!(asked < 20, "{asked}");
+    let told = [Verdict::Ran, Verdict::Coalesced].map(|verdict| lab.counts.commands(verdict));
+    let asked = u64::try_from(asked).unwrap();
+    assert_eq!(told, [asked, 20 - asked]);
 }
 
 /// One more than there is place for must not cost the others theirs.
@@ -486,6 +493,7 @@ async fn one_tool_too_many_is_closed() {
         lab.connect(ToolConfig::default()).rest().await.1,
         Left::Full
     );
+    assert_eq!(lab.counts.left(Left::Full), 1);
     assert!(tools[0].ask("pid").await.starts_with("SUCCESS"));
     drop(tools.pop());
     let freed = async {

@@ -187,7 +187,7 @@ impl Gateway {
         let activity = Activity::new();
         let routes = routes(&context, health_service, &limits)?;
         let service = GrpcService::new(routes, activity.clone(), &limits);
-        let metrics = Metrics::new(Arc::clone(&context), activity.clone());
+        let metrics = Metrics::new(Arc::clone(&context), activity.clone(), mux.figures());
         let port = Port::new(Arc::clone(&context), metrics).router();
 
         let mut gateway = Self {

@@ -6,6 +6,7 @@
 use std::{fmt, sync::Arc};
 
 use openvpn_fleet::{EventClass, Fleet, Instance, Kind, Method, Outcome, Position};
+use openvpn_mux::{Left, Verdict};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
@@ -15,6 +16,7 @@ use prometheus_client::{
 
 use crate::{
     idle::Activity,
+    mux::MuxFigures,
     services::Context,
     state::{Figures, Trouble},
 };
@@ -28,6 +30,7 @@ pub(crate) struct Metrics(Registry);
 struct Sampler {
     context: Arc<Context>,
     activity: Activity,
+    mux: Arc<MuxFigures>,
 }
 
 /// One instance at the moment of the sample.
@@ -42,9 +45,13 @@ struct Sample {
 }
 
 impl Metrics {
-    pub(crate) fn new(context: Arc<Context>, activity: Activity) -> Self {
+    pub(crate) fn new(context: Arc<Context>, activity: Activity, mux: Arc<MuxFigures>) -> Self {
         let mut registry = Registry::with_prefix("ovfleet");
-        registry.register_collector(Box::new(Sampler { context, activity }));
+        registry.register_collector(Box::new(Sampler {
+            context,
+            activity,
+            mux,
+        }));
         Self(registry)
     }
 
@@ -66,6 +73,7 @@ impl Collector for Sampler {
         if self.context.state.is_durable() {
             state(&mut encoder, &self.context.state.figures())?;
         }
+        mux(&mut encoder, &self.mux)?;
         self.callers(&mut encoder)
     }
 }
@@ -272,6 +280,29 @@ fn state(encoder: &mut DescriptorEncoder<'_>, figures: &Figures) -> fmt::Result 
         .encode_counter::<NoLabelSet, _, u64>(&figures.write_time.as_secs_f64(), None)?;
     let help = "Size of the state on disk";
     gauge(encoder, "state_size", help, Some(&Unit::Bytes))?.encode_gauge(&figures.bytes)
+}
+
+fn mux(encoder: &mut DescriptorEncoder<'_>, figures: &MuxFigures) -> fmt::Result {
+    let help = "Tools connected to the virtual management sockets of an instance";
+    let mut metric = gauge(encoder, "mux_tools", help, None)?;
+    for (instance, tools) in figures.tools() {
+        family(&mut metric, &[("instance", instance.as_str())], |metric| {
+            metric.encode_gauge(&tools)
+        })?;
+    }
+    let help = "Commands of tools, by what became of them";
+    let mut metric = counter(encoder, "mux_commands", help, None)?;
+    for verdict in Verdict::ALL {
+        let labels = [("verdict", verdict.as_str())];
+        count(&mut metric, &labels, figures.counts.commands(verdict))?;
+    }
+    let help = "Tools that are gone, by why";
+    let mut metric = counter(encoder, "mux_tools_gone", help, None)?;
+    for left in Left::ALL {
+        let labels = [("reason", left.as_str())];
+        count(&mut metric, &labels, figures.counts.left(left))?;
+    }
+    Ok(())
 }
 
 fn gauge<'a>(

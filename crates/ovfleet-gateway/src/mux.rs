@@ -1,9 +1,15 @@
 //! Virtual management sockets: they come and go with the instances.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use openvpn_fleet::{Fleet, Instance, InstanceName, InstanceUid};
-use openvpn_mux::{Policy, Slot, ToolConfig};
+use openvpn_fleet::{Fleet, InstanceName, InstanceUid};
+use openvpn_mux::{Counts, Policy, Slot, ToolConfig};
 use openvpn_session::{PasswordError, read_password};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
@@ -31,9 +37,33 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a tool that does not read may hold up the farewell of its connection.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
+/// What is told of the tools, while their sockets come and go.
+#[derive(Debug, Default)]
+pub(crate) struct MuxFigures {
+    pub(crate) counts: Arc<Counts>,
+    /// Locked to look, add or remove.
+    slots: Mutex<BTreeMap<InstanceName, Arc<Slot>>>,
+}
+
+impl MuxFigures {
+    /// Tools connected now, for each instance that has virtual sockets.
+    pub(crate) fn tools(&self) -> Vec<(InstanceName, usize)> {
+        let slots = self.slots();
+        let tools = slots.iter();
+        tools
+            .map(|(name, slot)| (name.clone(), slot.tools()))
+            .collect()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<InstanceName, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The virtual sockets of every instance. Dropped, they are closed.
 pub(crate) struct MuxSockets {
     fleet: Fleet,
+    figures: Arc<MuxFigures>,
     admission: Admission,
     open: BTreeMap<InstanceName, Open>,
 }
@@ -50,9 +80,14 @@ impl MuxSockets {
     pub(crate) fn new(fleet: Fleet, admission: Admission) -> Self {
         Self {
             fleet,
+            figures: Arc::default(),
             admission,
             open: BTreeMap::new(),
         }
+    }
+
+    pub(crate) fn figures(&self) -> Arc<MuxFigures> {
+        Arc::clone(&self.figures)
     }
 
     /// Makes these the sockets: those of instances that are as they were stay open, with their tools.
@@ -65,6 +100,7 @@ impl MuxSockets {
             if is_as_it_was {
                 self.open.insert(name, open);
             } else {
+                self.figures.slots().remove(&name);
                 closing.push(open);
             }
         }
@@ -77,8 +113,10 @@ impl MuxSockets {
                 continue;
             }
             if let Some(instance) = self.fleet.instance(name.as_str()) {
-                let open = Open::new(&instance, config, &self.admission);
-                self.open.insert(name, open);
+                let slot = Slot::new(instance, Arc::clone(&self.figures.counts));
+                self.figures.slots().insert(name.clone(), Arc::clone(&slot));
+                self.open
+                    .insert(name, Open::new(&slot, config, &self.admission));
             }
         }
     }
@@ -92,12 +130,12 @@ impl MuxSockets {
 }
 
 impl Open {
-    fn new(instance: &Arc<Instance>, config: Vec<MuxConfig>, admission: &Admission) -> Self {
-        let (slot, cancel) = (Slot::new(Arc::clone(instance)), CancellationToken::new());
+    fn new(slot: &Arc<Slot>, config: Vec<MuxConfig>, admission: &Admission) -> Self {
+        let (instance, cancel) = (slot.instance(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         for socket in &config {
             let serving = keep_open(
-                Arc::clone(&slot),
+                Arc::clone(slot),
                 socket.clone(),
                 admission.clone(),
                 cancel.clone(),

@@ -138,7 +138,7 @@ fn deafening_levels_are_refused() {
         ("verb '11x'", true),
     ] {
         let request = of(line.as_bytes(), &Policy::Full);
-        assert_eq!(matches!(request, Request::Answer(_)), refused, "{line}");
+        assert_eq!(matches!(request, Request::Refuse(_)), refused, "{line}");
     }
 }
 
