@@ -67,6 +67,88 @@ async fn a_vpn_client_is_an_instance_too() -> Result<()> {
     Ok(())
 }
 
+/// A client has no clients whose bytes could be added up: what it carries itself is what its instance shows, as exactly
+/// as the daemon knows it, over its restarts too.
+#[tokio::test]
+async fn what_a_client_daemon_carries_is_counted() -> Result<()> {
+    let server = Server::builder("server").start().await?;
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("client.sock");
+    let gateway = GatewayConfig::new()
+        .instance(
+            InstanceConfig::new("branch", &format!("unix:{}", socket.display()))
+                .set("bytecount", "1s"),
+        )
+        .start()
+        .await?;
+    let mut api = Api::connect(&gateway).await?;
+    // Held until the gateway is there: nothing is carried before.
+    let mut client = Client::builder(&server, "branch office")
+        .option(&format!("management {} unix", socket.display()))
+        .option("management-hold")
+        .connect()
+        .await?;
+    let first = wait_counted(&mut api).await?;
+    let restart = v1::SignalInstancesRequest {
+        selector: named(&["branch"]),
+        signal: v1::Signal::Sigusr1.into(),
+        ..Default::default()
+    };
+    api.signal(restart).await?;
+    client.wait_connected(2).await?;
+    poll_until("another handshake in the counters", SOON, async || {
+        let status = api.status("branch").await?;
+        ensure!(status.counting_since == first.counting_since, "{status:?}");
+        Ok((status.bytes_received > first.bytes_received + 1_000).then_some(()))
+    })
+    .await?;
+    let status = wait_counted(&mut api).await?;
+    ensure!(status.mode() == DaemonMode::Client, "{status:#?}");
+
+    let summary = api
+        .fleet
+        .get_summary(timed(v1::GetSummaryRequest::default()))
+        .await?;
+    let totals = summary.into_inner().totals.context("no totals")?;
+    ensure!(
+        totals.bytes_received >= status.bytes_received && totals.clients == 0,
+        "{totals:?}"
+    );
+    // Its own counters are of its last connection, of which every byte was authentic or part of the handshake.
+    let request = v1::RefreshRequest {
+        instance: "branch".to_owned(),
+    };
+    api.instance.refresh(timed(request)).await?;
+    let status = api.status("branch").await?;
+    let statistics = status.statistics.as_ref().context("no statistics")?;
+    ensure!(
+        statistics.link_read_bytes > 1_000 && statistics.link_read_bytes < status.bytes_received,
+        "{status:#?}"
+    );
+    Ok(())
+}
+
+/// Waits until the counters are what the daemon itself has carried.
+async fn wait_counted(api: &mut Api) -> Result<v1::InstanceStatus> {
+    let mut last = String::new();
+    let found = poll_until("the daemon's own counters", SOON, async || {
+        let request = v1::GetLoadStatsRequest {
+            instance: "branch".to_owned(),
+        };
+        let Ok(stats) = api.instance.get_load_stats(timed(request)).await else {
+            return Ok(None);
+        };
+        let (stats, status) = (stats.into_inner(), api.status("branch").await?);
+        last = format!("{stats:?} {status:?}");
+        let is_same = status.state == "CONNECTED"
+            && (status.bytes_received, status.bytes_sent)
+                == (stats.bytes_received, stats.bytes_sent);
+        Ok(is_same.then_some(status))
+    })
+    .await;
+    found.with_context(|| last)
+}
+
 /// A daemon that asks its manager about every client hands it their passwords: they must
 /// appear nowhere, and the gateway must not answer for somebody else.
 #[tokio::test]

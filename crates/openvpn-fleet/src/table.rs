@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
 
-use openvpn_management::{Cid, DaemonState, Text};
+use openvpn_management::{Cid, ClientStatistics, DaemonState, Text};
 use openvpn_session::{Condition, HoldPolicy, Mode};
 
 use crate::apply::Memory;
@@ -49,7 +49,8 @@ pub struct InstanceStatus {
     pub holding: bool,
     /// What it asks and nobody has answered yet.
     pub open_questions: Vec<OpenQuestion>,
-    /// Bytes the daemon received from its clients since `counting_since`: only rises.
+    /// Bytes the daemon received since `counting_since`, a server from its clients, a client from its server: only
+    /// rises.
     pub bytes_received: u64,
     /// Bytes the daemon sent to its clients, likewise.
     pub bytes_sent: u64,
@@ -59,6 +60,8 @@ pub struct InstanceStatus {
     pub clock_offset: Option<i64>,
     /// When the table was last compared with the daemon's own status.
     pub snapshot_time: Option<SystemTime>,
+    /// The counters of a daemon in client mode, as of `snapshot_time`.
+    pub statistics: Option<Box<ClientStatistics>>,
     /// Rows of the last status that could not be read and are not shown.
     pub quarantined_rows: u64,
     /// The last status had more clients than we keep; the rest is not shown.
@@ -89,6 +92,7 @@ impl InstanceStatus {
             counting_since: None,
             clock_offset: None,
             snapshot_time: None,
+            statistics: None,
             quarantined_rows: 0,
             truncated: false,
             sessions: 0,

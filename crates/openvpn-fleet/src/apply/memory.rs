@@ -41,6 +41,8 @@ pub(crate) struct Memory {
     pub(super) complete_snapshot: Option<SystemTime>,
     /// The daemon's clock at its first snapshot: bytes of clients from before do not count.
     pub(super) counting_from: Option<i64>,
+    /// What the daemon's process has carried in all, as it said last.
+    pub(super) carried: Option<Carried>,
     /// When a caller of ours sent a signal that disconnects everybody.
     pub(crate) restart_signalled: Option<Instant>,
     /// How many questions the daemon has asked; numbers them.
@@ -50,6 +52,15 @@ pub(crate) struct Memory {
     pub(super) log_cap: LogCap,
     /// Oldest first.
     endings: VecDeque<Ending>,
+}
+
+/// What a daemon's process has carried since it started: no signal and no session of ours begins it anew.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Carried {
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    /// When it was heard first.
+    pub(super) since: SystemTime,
 }
 
 /// Where a session is.

@@ -4,6 +4,7 @@
 //! Notifications and snapshots meet in the same few functions (`appear`, `establish`, `disconnect`), so that a fact is
 //! the same event whoever tells it.
 
+mod carried;
 mod clients;
 mod generation;
 mod leave;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use openvpn_management::{Cid, Env, LogRecord, Notification, PasswordNotification, Text, UpDown};
-use openvpn_session::Hint;
+use openvpn_session::{Hint, Mode};
 
 use super::clients::{LastWord, connected};
 use super::memory::{SYNC_NOTIFICATIONS_MAX, Stage};
@@ -54,8 +54,16 @@ impl Fold<'_> {
                 bytes_received,
                 bytes_sent,
             } => self.handle_bytecount(cid, bytes_received, bytes_sent),
-            // Of a client daemon; it has no clients whose traffic it could be.
-            Notification::Bytecount { .. } => {}
+            Notification::Bytecount {
+                bytes_received,
+                bytes_sent,
+            } => {
+                // Only a client says so, also one whose `status` was refused while it held.
+                if self.table.status.mode == Mode::Unknown {
+                    self.table.status.mode = Mode::Client;
+                }
+                self.handle_carried(bytes_received, bytes_sent);
+            }
             Notification::State(record) => self.handle_state(record),
             Notification::Log(record) => self.handle_log(record),
             Notification::Echo(record) => {

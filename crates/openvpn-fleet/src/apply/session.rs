@@ -104,6 +104,7 @@ impl Fold<'_> {
         // The run that RECONNECTING announced has come: the next one is another.
         let last = states.last().map(|record| &record.state);
         memory.reconnecting &= last != Some(&DaemonState::Connected);
+        self.find_carried(pid, load_stats.as_ref());
         let status = &mut self.table.status;
         status.pid = pid.or(status.pid);
         if let Some(version) = version {
@@ -217,8 +218,10 @@ impl Fold<'_> {
         });
     }
 
-    /// Compares the number of clients with ours. The daemon leaves out half-open ones, and so do we.
+    /// Compares the number of clients with ours. The daemon leaves out half-open ones, and so do we. What a client
+    /// carried is in it too.
     pub(super) fn handle_load_stats(&mut self, stats: LoadStats) {
+        self.handle_carried(stats.bytes_received, stats.bytes_sent);
         let ours = self.table.client_count() as u64;
         let is_comparable = self.table.status.mode == Mode::Server && !self.table.status.truncated;
         if is_comparable && stats.clients != ours {

@@ -34,6 +34,7 @@ impl Fold<'_> {
         if let Some(time) = shown.time() {
             status.clock_offset = Some(time - unix_seconds(answered.wall));
         }
+        status.statistics = shown.client_statistics().cloned().map(Box::new);
         if mode == Mode::Client {
             self.table.bump_status();
             return;

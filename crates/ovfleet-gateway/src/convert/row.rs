@@ -6,6 +6,7 @@ use openvpn_fleet::{
     Client, ClientRef, Generation, Instance, InstancePath, InstanceSource, InstanceSpec,
     InstanceStatus, Mode, Route, Table,
 };
+use openvpn_management::ClientStatistics;
 use ovfleet_proto::v1;
 
 use super::{
@@ -72,6 +73,7 @@ fn status(table: &Table) -> v1::InstanceStatus {
         counting_since,
         clock_offset,
         snapshot_time,
+        statistics,
         quarantined_rows,
         truncated,
         sessions,
@@ -121,6 +123,26 @@ fn status(table: &Table) -> v1::InstanceStatus {
             .iter()
             .map(super::instance::question)
             .collect(),
+        statistics: statistics.as_deref().map(tunnel_statistics),
+    }
+}
+
+fn tunnel_statistics(statistics: &ClientStatistics) -> v1::TunnelStatistics {
+    let ClientStatistics {
+        tun_read_bytes,
+        tun_write_bytes,
+        link_read_bytes,
+        link_write_bytes,
+        auth_read_bytes,
+        // Of compression, which is on its way out.
+        others: _,
+    } = statistics;
+    v1::TunnelStatistics {
+        tun_read_bytes: tun_read_bytes.unwrap_or_default(),
+        tun_write_bytes: tun_write_bytes.unwrap_or_default(),
+        link_read_bytes: link_read_bytes.unwrap_or_default(),
+        link_write_bytes: link_write_bytes.unwrap_or_default(),
+        auth_read_bytes: auth_read_bytes.unwrap_or_default(),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use openvpn_management::Notification;
-use openvpn_session::{Hint, Observation};
+use openvpn_management::{LoadStats, Notification};
+use openvpn_session::{Facts, Hint, Mode, Observation};
 
 use crate::apply::told::{BEGIN, Told, status};
 
@@ -37,13 +37,11 @@ fn words_while_synchronising_are_told_once() {
         told.events().is_empty(),
         "nothing can be said without a generation"
     );
-    told.observe(Observation::Synchronised(Box::new(
-        openvpn_session::Facts {
-            pid: Some(1),
-            snapshot: Some(snapshot),
-            ..openvpn_session::Facts::default()
-        },
-    )));
+    told.observe(Observation::Synchronised(Box::new(Facts {
+        pid: Some(1),
+        snapshot: Some(snapshot),
+        ..Facts::default()
+    })));
     assert_eq!(
         told.events(),
         [
@@ -317,4 +315,98 @@ fn real_addresses_are_in_the_words_of_the_version() {
             .expect("established");
         assert_eq!(String::from_utf8_lossy(client.real_address()), expected);
     }
+}
+
+fn carried(told: &Told) -> (u64, u64) {
+    let status = told.table.status();
+    (status.bytes_received, status.bytes_sent)
+}
+
+/// A session to the client daemon of that process, which has carried that much.
+fn attach_client(told: &mut Told, pid: u32, (received, sent): (u64, u64)) {
+    told.observe(Observation::Greeted {
+        management_version: Some(5),
+    });
+    told.observe(Observation::Synchronised(Box::new(Facts {
+        pid: Some(pid),
+        mode: Mode::Client,
+        load_stats: Some(LoadStats {
+            clients: 0,
+            bytes_received: received,
+            bytes_sent: sent,
+        }),
+        ..Facts::default()
+    })));
+}
+
+/// What a client carried before we watched is not ours to count; from then on nothing is lost or counted twice, over
+/// reports out of order, a lost session and another process.
+#[test]
+fn what_a_client_carries_is_counted_once() {
+    let mut told = Told::new();
+    let begin = told.now();
+    attach_client(&mut told, 7, (1_000, 500));
+    assert_eq!(carried(&told), (0, 0));
+    let since = told.table.status().counting_since.expect("it counts");
+    assert!(since > begin);
+    told.says(">BYTECOUNT:1100,550");
+    assert_eq!(carried(&told), (100, 50));
+    // An older report, as they come while a session synchronises.
+    told.says(">BYTECOUNT:1050,550");
+    told.counts(0);
+    assert_eq!(carried(&told), (100, 50));
+    // A restart within the process goes on counting, and so does it when nobody listens.
+    told.says(">STATE:1795186100,RECONNECTING,SIGUSR1,,,,,\n>BYTECOUNT:1200,600");
+    told.detach();
+    attach_client(&mut told, 7, (1_500, 700));
+    assert_eq!(carried(&told), (500, 200));
+    // Another process has carried more by now than we knew of the first.
+    told.detach();
+    attach_client(&mut told, 8, (2_000, 900));
+    assert_eq!(carried(&told), (2_500, 1_100));
+    // One that hides its number shows by having carried less.
+    told.detach();
+    attach_client(&mut told, 8, (10, 5));
+    told.says(">BYTECOUNT:20,6");
+    assert_eq!(carried(&told), (2_520, 1_106));
+    assert_eq!(told.table.status().counting_since, Some(since));
+}
+
+/// A held client refuses `status`, so that its mode is not known: its first report tells, and nothing is lost.
+#[test]
+fn a_client_is_known_by_its_first_report() {
+    let mut told = Told::new();
+    told.observe(Observation::Greeted {
+        management_version: Some(5),
+    });
+    told.observe(Observation::Synchronised(Box::new(Facts {
+        load_stats: Some(LoadStats {
+            clients: 0,
+            bytes_received: 0,
+            bytes_sent: 0,
+        }),
+        ..Facts::default()
+    })));
+    assert_eq!(told.table.status().counting_since, None);
+    told.says(">BYTECOUNT:1886,1771");
+    assert_eq!(told.table.status().mode, Mode::Client);
+    assert_eq!(carried(&told), (1_886, 1_771));
+}
+
+/// A server's clients are counted one by one: its own sum must not come on top.
+#[test]
+fn what_a_server_carries_is_not_counted_twice() {
+    let mut told = Told::attached();
+    told.shows(&status(&[]));
+    told.observe(Observation::LoadStats(LoadStats {
+        clients: 0,
+        bytes_received: 9_000,
+        bytes_sent: 9_000,
+    }));
+    told.observe(Observation::LoadStats(LoadStats {
+        clients: 0,
+        bytes_received: 10_000,
+        bytes_sent: 10_000,
+    }));
+    assert_eq!(carried(&told), (0, 0));
 }
