@@ -204,7 +204,7 @@ fn rows_beyond_the_limits_are_counted() {
     assert_eq!(snapshot.rows_dropped(), 5);
 
     let limits = Limits {
-        status_bytes_max: 100,
+        status_bytes_max: 200,
         ..Limits::default()
     };
     let snapshot = StatusSnapshot::parse(text.as_bytes(), &limits);

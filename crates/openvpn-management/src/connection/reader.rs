@@ -274,7 +274,19 @@ impl ReplyReader {
     }
 
     /// Takes a line that does not start with `>`, without its line end.
+    #[inline]
     pub(crate) fn handle_line(&mut self, line: &[u8]) -> Progress {
+        // What comes by the thousand.
+        if self.in_block
+            && let Body::Status(parser) = &mut self.body
+            && parser.handle_row(line)
+        {
+            return Progress::Taken;
+        }
+        self.handle_other_line(line)
+    }
+
+    fn handle_other_line(&mut self, line: &[u8]) -> Progress {
         if let Some(rejected) = &self.block_refused {
             return match line.strip_prefix(b"SUCCESS: ").and_then(LoadStats::parse) {
                 Some(_) => Progress::Complete(Err(rejected.clone())),

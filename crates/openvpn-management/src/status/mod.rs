@@ -1,10 +1,12 @@
 //! The answer to `status`: who is connected, and how.
 
+mod columns;
 mod fields;
 mod parser;
 
 use std::fmt;
 
+use self::columns::NO_TEXT;
 pub use self::parser::StatusParser;
 use crate::limits::Limits;
 use crate::text::{Cid, Text, write_quoted};
@@ -16,10 +18,10 @@ pub const STATISTICS_MAX: usize = 64;
 
 /// What a daemon answered to `status`, in whichever format.
 ///
-/// Rows are offsets into one text: a client costs about 140 bytes.
-#[derive(Clone, PartialEq, Eq, Default)]
+/// Rows are offsets into one text: a client and its route cost about 280 bytes.
+#[derive(Clone, Default)]
 pub struct StatusSnapshot {
-    /// The text fields of all rows, one after the other.
+    /// All rows up to their last field of text, as they came, one after the other: cheaper than only what is shown.
     text: Vec<u8>,
     title: Text,
     time: Option<i64>,
@@ -49,7 +51,7 @@ struct Span {
 }
 
 /// A client row. What the daemon does not tell is a value that cannot occur, to keep the row small.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct ClientEntry {
     bytes_received: u64,
     bytes_sent: u64,
@@ -66,18 +68,16 @@ struct ClientEntry {
     virtual_address: Span,
     virtual_ipv6_address: Span,
     username: Span,
-    /// [`NO_FIELD`] if not told.
+    /// [`NO_TEXT`] if not told.
     cipher: Span,
 }
 
-/// No field ends before it starts.
-const NO_FIELD: Span = Span { start: 1, end: 0 };
 const NO_TIME: u64 = u64::MAX;
 const NO_CID: u64 = u64::MAX;
 /// OpenVPN's own word for a client without peer ID.
 const NO_PEER_ID: u32 = u32::MAX;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct RouteEntry {
     /// [`NO_TIME`] if not told.
     last_ref: u64,
@@ -215,7 +215,7 @@ impl StatusSnapshot {
             username: self.field(entry.start, entry.username),
             cid: (entry.cid != NO_CID).then_some(Cid(entry.cid)),
             peer_id: (entry.peer_id != NO_PEER_ID).then_some(entry.peer_id),
-            cipher: (entry.cipher != NO_FIELD).then(|| self.field(entry.start, entry.cipher)),
+            cipher: (entry.cipher != NO_TEXT).then(|| self.field(entry.start, entry.cipher)),
         })
     }
 
@@ -231,7 +231,9 @@ impl StatusSnapshot {
 
     fn field(&self, row_start: u32, span: Span) -> &[u8] {
         let row_start = row_start as usize;
-        &self.text[row_start + usize::from(span.start)..row_start + usize::from(span.end)]
+        self.text
+            .get(row_start + usize::from(span.start)..row_start + usize::from(span.end))
+            .unwrap_or_default()
     }
 
     /// `Max bcast/mcast queue length`, `dco_enabled`, with their values.
@@ -280,6 +282,35 @@ impl StatusSnapshot {
             + self.routes.capacity() * size_of::<RouteEntry>()
     }
 }
+
+/// Compares the rows, not where they are kept.
+impl PartialEq for StatusSnapshot {
+    fn eq(&self, other: &Self) -> bool {
+        let Self {
+            text: _,
+            title,
+            time,
+            time_text,
+            clients: _,
+            routes: _,
+            global_stats,
+            client_statistics,
+            quarantine,
+            rows_dropped,
+        } = self;
+        *title == other.title
+            && *time == other.time
+            && *time_text == other.time_text
+            && self.clients().eq(other.clients())
+            && self.routes().eq(other.routes())
+            && *global_stats == other.global_stats
+            && *client_statistics == other.client_statistics
+            && *quarantine == other.quarantine
+            && *rows_dropped == other.rows_dropped
+    }
+}
+
+impl Eq for StatusSnapshot {}
 
 /// Shows the rows, not where they are kept.
 impl fmt::Debug for StatusSnapshot {

@@ -1,9 +1,10 @@
 //! Rows become offsets as they arrive.
 
-use super::fields::{Fields, RowError, RowText};
+use super::columns::{Columns, Row};
+use super::fields::RowError;
 use super::{
-    ClientEntry, ClientStatistics, NO_CID, NO_FIELD, NO_PEER_ID, NO_TIME, QUARANTINED_ROWS_MAX,
-    RouteEntry, STATISTICS_MAX, Span, StatusSize, StatusSnapshot,
+    ClientEntry, ClientStatistics, NO_CID, NO_PEER_ID, NO_TIME, QUARANTINED_ROWS_MAX, RouteEntry,
+    STATISTICS_MAX, StatusSize, StatusSnapshot,
 };
 use crate::limits::Limits;
 use crate::text::{Text, parse_time, parse_u64};
@@ -13,8 +14,8 @@ use crate::text::{Text, parse_time, parse_u64};
 pub struct StatusParser {
     snapshot: StatusSnapshot,
     layout: Layout,
-    client_columns: Vec<ClientColumn>,
-    route_columns: Vec<RouteColumn>,
+    client_columns: Columns<6, 5>,
+    route_columns: Columns<3, 1>,
     clients_max: usize,
     routes_max: usize,
     text_bytes_max: usize,
@@ -43,33 +44,6 @@ enum Section {
     GlobalStats,
 }
 
-/// What a column of the client list is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ClientColumn {
-    CommonName,
-    RealAddress,
-    VirtualAddress,
-    VirtualIpv6Address,
-    BytesReceived,
-    BytesSent,
-    ConnectedSince,
-    Username,
-    ClientId,
-    PeerId,
-    Cipher,
-    Ignored,
-}
-
-/// What a column of the routing table is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RouteColumn {
-    VirtualAddress,
-    CommonName,
-    RealAddress,
-    LastRef,
-    Ignored,
-}
-
 impl StatusParser {
     /// A parser for one answer, in any format.
     #[must_use]
@@ -87,8 +61,8 @@ impl StatusParser {
                 ..StatusSnapshot::default()
             },
             layout: Layout::Unknown,
-            client_columns: Vec::new(),
-            route_columns: Vec::new(),
+            client_columns: Columns::none(),
+            route_columns: Columns::none(),
             clients_max: limits.clients_max,
             routes_max: limits.routes_max,
             // Rows keep 32-bit offsets.
@@ -98,14 +72,8 @@ impl StatusParser {
 
     /// Takes one line, without its line end. `END` and empty lines are ignored.
     pub fn handle_line(&mut self, line: &[u8]) {
-        if let Layout::Tagged(separator) = self.layout {
-            // The two kinds of line that come by the thousand.
-            if let Some(row) = strip_tag(line, b"CLIENT_LIST", separator) {
-                return self.handle_client_row(row, separator);
-            }
-            if let Some(row) = strip_tag(line, b"ROUTING_TABLE", separator) {
-                return self.handle_route_row(row, separator);
-            }
+        if self.handle_row(line) {
+            return;
         }
         if line.is_empty() || line == b"END" {
             return;
@@ -119,6 +87,22 @@ impl StatusParser {
         if !understood {
             self.quarantine(line);
         }
+    }
+
+    /// Takes one line if it is of one of the two kinds that come by the thousand.
+    #[inline]
+    pub(crate) fn handle_row(&mut self, line: &[u8]) -> bool {
+        let Layout::Tagged(separator) = self.layout else {
+            return false;
+        };
+        if let Some(row) = strip_tag(line, b"CLIENT_LIST", separator) {
+            self.handle_client_row(row, separator);
+        } else if let Some(row) = strip_tag(line, b"ROUTING_TABLE", separator) {
+            self.handle_route_row(row, separator);
+        } else {
+            return false;
+        }
+        true
     }
 
     /// The snapshot of the lines so far.
@@ -271,15 +255,14 @@ impl StatusParser {
             self.snapshot.rows_dropped += 1;
             return;
         }
-        let text_start = self.snapshot.text.len();
-        let result = parse_client_row(
-            row,
-            separator,
-            &self.client_columns,
-            &mut RowText::new(&mut self.snapshot.text, self.text_bytes_max),
-        );
-        match result {
-            Ok(entry) => self.snapshot.clients.push(entry),
+        let snapshot = &mut self.snapshot;
+        let text_start = snapshot.text.len();
+        let kept_max = self.text_bytes_max;
+        let taken = self
+            .client_columns
+            .take(row, separator, &mut snapshot.text, kept_max);
+        match taken.and_then(ClientEntry::of) {
+            Ok(entry) => snapshot.clients.push(entry),
             Err(error) => self.reject_row(row, text_start, &error),
         }
     }
@@ -289,15 +272,14 @@ impl StatusParser {
             self.snapshot.rows_dropped += 1;
             return;
         }
-        let text_start = self.snapshot.text.len();
-        let result = parse_route_row(
-            row,
-            separator,
-            &self.route_columns,
-            &mut RowText::new(&mut self.snapshot.text, self.text_bytes_max),
-        );
-        match result {
-            Ok(entry) => self.snapshot.routes.push(entry),
+        let snapshot = &mut self.snapshot;
+        let text_start = snapshot.text.len();
+        let kept_max = self.text_bytes_max;
+        let taken = self
+            .route_columns
+            .take(row, separator, &mut snapshot.text, kept_max);
+        match taken {
+            Ok(row) => snapshot.routes.push(RouteEntry::of(row)),
             Err(error) => self.reject_row(row, text_start, &error),
         }
     }
@@ -322,115 +304,87 @@ impl StatusParser {
 }
 
 /// The rest of a line of this kind.
-fn strip_tag<'a>(line: &'a [u8], tag: &[u8], separator: u8) -> Option<&'a [u8]> {
-    match line.strip_prefix(tag)? {
-        [first, rest @ ..] if *first == separator => Some(rest),
+#[inline(always)]
+fn strip_tag<'a, const N: usize>(line: &'a [u8], tag: &[u8; N], separator: u8) -> Option<&'a [u8]> {
+    match line.split_first_chunk()? {
+        (first, [second, rest @ ..]) if first == tag && *second == separator => Some(rest),
         _ => None,
     }
 }
 
-fn client_columns(header: &[u8], separator: u8) -> Vec<ClientColumn> {
-    header
-        .split(|byte| *byte == separator)
-        .map(|name| match name {
-            b"Common Name" => ClientColumn::CommonName,
-            b"Real Address" => ClientColumn::RealAddress,
-            b"Virtual Address" => ClientColumn::VirtualAddress,
-            b"Virtual IPv6 Address" => ClientColumn::VirtualIpv6Address,
-            b"Bytes Received" => ClientColumn::BytesReceived,
-            b"Bytes Sent" => ClientColumn::BytesSent,
-            b"Connected Since (time_t)" => ClientColumn::ConnectedSince,
-            b"Username" => ClientColumn::Username,
-            b"Client ID" => ClientColumn::ClientId,
-            b"Peer ID" => ClientColumn::PeerId,
-            b"Data Channel Cipher" => ClientColumn::Cipher,
-            _ => ClientColumn::Ignored,
-        })
-        .collect()
+fn client_columns(header: &[u8], separator: u8) -> Columns<6, 5> {
+    Columns::find(
+        header,
+        separator,
+        [
+            b"Common Name",
+            b"Real Address",
+            b"Virtual Address",
+            b"Virtual IPv6 Address",
+            b"Username",
+            b"Data Channel Cipher",
+        ],
+        [
+            (b"Bytes Received", 0),
+            (b"Bytes Sent", 0),
+            (b"Connected Since (time_t)", NO_TIME),
+            (b"Client ID", NO_CID),
+            (b"Peer ID", NO_PEER_ID.into()),
+        ],
+    )
 }
 
-fn route_columns(header: &[u8], separator: u8) -> Vec<RouteColumn> {
-    header
-        .split(|byte| *byte == separator)
-        .map(|name| match name {
-            b"Virtual Address" => RouteColumn::VirtualAddress,
-            b"Common Name" => RouteColumn::CommonName,
-            b"Real Address" => RouteColumn::RealAddress,
-            b"Last Ref (time_t)" => RouteColumn::LastRef,
-            _ => RouteColumn::Ignored,
-        })
-        .collect()
+fn route_columns(header: &[u8], separator: u8) -> Columns<3, 1> {
+    Columns::find(
+        header,
+        separator,
+        [b"Virtual Address", b"Common Name", b"Real Address"],
+        [(b"Last Ref (time_t)", NO_TIME)],
+    )
 }
 
-fn parse_client_row(
-    row: &[u8],
-    separator: u8,
-    columns: &[ClientColumn],
-    text: &mut RowText<'_>,
-) -> Result<ClientEntry, RowError> {
-    let mut entry = ClientEntry {
-        bytes_received: 0,
-        bytes_sent: 0,
-        connected_since: NO_TIME,
-        cid: NO_CID,
-        peer_id: NO_PEER_ID,
-        start: text.row_start()?,
-        common_name: Span::default(),
-        real_address: Span::default(),
-        virtual_address: Span::default(),
-        virtual_ipv6_address: Span::default(),
-        username: Span::default(),
-        cipher: NO_FIELD,
-    };
-    let mut fields = Fields::of(row, separator);
-    for column in columns {
-        match column {
-            ClientColumn::CommonName => entry.common_name = fields.text(text),
-            ClientColumn::RealAddress => entry.real_address = fields.text(text),
-            ClientColumn::VirtualAddress => entry.virtual_address = fields.text(text),
-            ClientColumn::VirtualIpv6Address => entry.virtual_ipv6_address = fields.text(text),
-            ClientColumn::BytesReceived => entry.bytes_received = fields.number(),
-            ClientColumn::BytesSent => entry.bytes_sent = fields.number(),
-            ClientColumn::ConnectedSince => entry.connected_since = fields.number(),
-            ClientColumn::Username => entry.username = fields.text(text),
-            ClientColumn::ClientId => entry.cid = fields.number(),
-            ClientColumn::PeerId => {
-                entry.peer_id = fields
-                    .number()
-                    .try_into()
-                    .map_err(|_| RowError::Malformed)?;
-            }
-            ClientColumn::Cipher => entry.cipher = fields.text(text),
-            ClientColumn::Ignored => fields.skip(),
+impl ClientEntry {
+    #[inline(always)]
+    fn of(row: Row<6, 5>) -> Result<Self, RowError> {
+        // The same order as in the names of `client_columns`.
+        let [
+            common_name,
+            real_address,
+            virtual_address,
+            virtual_ipv6_address,
+            username,
+            cipher,
+        ] = row.texts;
+        let [bytes_received, bytes_sent, connected_since, cid, peer_id] = row.numbers;
+        Ok(Self {
+            bytes_received,
+            bytes_sent,
+            connected_since,
+            cid,
+            peer_id: peer_id.try_into().map_err(|_| RowError::Malformed)?,
+            start: row.start,
+            common_name,
+            real_address,
+            virtual_address,
+            virtual_ipv6_address,
+            username,
+            cipher,
+        })
+    }
+}
+
+impl RouteEntry {
+    #[inline(always)]
+    fn of(row: Row<3, 1>) -> Self {
+        // The same order as in the names of `route_columns`.
+        let [virtual_address, common_name, real_address] = row.texts;
+        let [last_ref] = row.numbers;
+        Self {
+            last_ref,
+            start: row.start,
+            virtual_address,
+            common_name,
+            real_address,
         }
     }
-    fields.end(text)?;
-    Ok(entry)
-}
-
-fn parse_route_row(
-    row: &[u8],
-    separator: u8,
-    columns: &[RouteColumn],
-    text: &mut RowText<'_>,
-) -> Result<RouteEntry, RowError> {
-    let mut entry = RouteEntry {
-        last_ref: NO_TIME,
-        start: text.row_start()?,
-        virtual_address: Span::default(),
-        common_name: Span::default(),
-        real_address: Span::default(),
-    };
-    let mut fields = Fields::of(row, separator);
-    for column in columns {
-        match column {
-            RouteColumn::VirtualAddress => entry.virtual_address = fields.text(text),
-            RouteColumn::CommonName => entry.common_name = fields.text(text),
-            RouteColumn::RealAddress => entry.real_address = fields.text(text),
-            RouteColumn::LastRef => entry.last_ref = fields.number(),
-            RouteColumn::Ignored => fields.skip(),
-        }
-    }
-    fields.end(text)?;
-    Ok(entry)
 }
