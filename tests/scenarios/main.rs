@@ -3,6 +3,7 @@
 mod arrivals;
 mod callers;
 mod commands;
+mod crowded;
 mod demo;
 mod dial_in;
 mod discovery;

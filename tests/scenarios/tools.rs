@@ -50,12 +50,12 @@ fn script() -> Vec<Vec<u8>> {
     script
 }
 
-struct Tool {
+pub(crate) struct Tool {
     stream: BufReader<UnixStream>,
 }
 
 impl Tool {
-    async fn open(path: &str) -> Result<Self> {
+    pub(crate) async fn open(path: &str) -> Result<Self> {
         let stream = timeout(DEADLINE, UnixStream::connect(path)).await??;
         let mut tool = Self {
             stream: BufReader::new(stream),
@@ -68,7 +68,7 @@ impl Tool {
         Ok(tool)
     }
 
-    async fn read_line(&mut self) -> Result<String> {
+    pub(crate) async fn read_line(&mut self) -> Result<String> {
         let mut line = Vec::new();
         let reading = self.stream.read_until(b'\n', &mut line);
         timeout(DEADLINE, reading)
@@ -80,7 +80,7 @@ impl Tool {
         Ok(String::from_utf8_lossy(line).into_owned())
     }
 
-    async fn say(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) async fn say(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.stream.get_mut().write_all(bytes).await?)
     }
 

@@ -110,14 +110,17 @@ impl Slot {
     }
 
     /// Sends one command and gives the daemon's answer, whenever it comes within [`ANSWER_DEADLINE`].
-    async fn call(&self, tool: u64, command: &Command, lane: Lane) -> Outcome {
+    ///
+    /// Also what changes something waits among those that ask: two hundred tools would keep the control lane full, and
+    /// nothing that the gateway's callers want would ever come first.
+    async fn call(&self, tool: u64, command: &Command) -> Outcome {
         let deadline = Instant::now() + ANSWER_DEADLINE;
         let closed = |_| Arc::new(CallError::from(NotSent::Closed));
         let _turn = self.calls.acquire().await.map_err(closed)?;
         loop {
             let call = Call {
                 command: command.clone(),
-                lane,
+                lane: Lane::Read,
                 caller: CallerId(tool),
                 guard: None,
                 deadline: deadline.into_std(),
@@ -150,7 +153,7 @@ impl Slot {
         }
         questions.retain(|_, answer| answer.upgrade().is_some());
         let slot = Arc::clone(self);
-        let asking = async move { slot.call(tool, &command, Lane::Read).await };
+        let asking = async move { slot.call(tool, &command).await };
         let answer = asking.boxed().shared();
         if let Some(weak) = answer.downgrade() {
             questions.insert(line.to_vec(), weak);
@@ -184,7 +187,7 @@ impl Place {
 
     /// Changes the daemon, and leaves a trace of it.
     pub(crate) async fn change(&self, command: Command) -> Outcome {
-        let outcome = self.slot.call(self.tool, &command, Lane::Control).await;
+        let outcome = self.slot.call(self.tool, &command).await;
         // The name alone: arguments may be secrets.
         let name = match &command {
             Command::Raw(raw) => raw.parameters().next().map(Text::copy_from),

@@ -17,7 +17,7 @@ pub struct CallerId(pub u64);
 pub enum Lane {
     /// Changes something: a kill, a signal, an answer. Goes first, in order of arrival.
     Control,
-    /// Only asks. Round robin by caller, after the control lane and the session's own commands.
+    /// Only asks, or can wait. Round robin by caller, after the control lane and the session's own commands.
     Read,
 }
 
