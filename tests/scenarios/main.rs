@@ -13,6 +13,7 @@ mod kill;
 mod lab;
 mod modes;
 mod outage;
+mod push_update;
 mod questions;
 mod refusals;
 mod restart;
