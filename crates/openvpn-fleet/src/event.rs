@@ -308,8 +308,10 @@ pub enum GapCause {
     Compacted,
     /// We were not attached to the instance; nobody saw them.
     Unobserved,
-    /// The position is from another run of the gateway, whose journal was in memory.
+    /// The gateway ended, and what it had not kept by then is lost.
     GatewayRestarted,
+    /// The position is of another journal than this one.
+    JournalReplaced,
     /// The instance logged faster than we take.
     RateCapped,
 }

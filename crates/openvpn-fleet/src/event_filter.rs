@@ -131,7 +131,8 @@ impl EventFilter {
     }
 
     /// Whether events of an instance (`None`: of the gateway itself) can be shown.
-    pub(crate) fn wants_instance(
+    #[must_use]
+    pub fn wants_instance(
         &self,
         gateway: &GatewayName,
         instance: Option<&InstanceName>,
@@ -151,7 +152,8 @@ impl EventFilter {
     }
 
     /// Whether events of a class can be shown.
-    pub(crate) fn wants_class(&self, class: EventClass) -> bool {
+    #[must_use]
+    pub fn wants_class(&self, class: EventClass) -> bool {
         Kind::ALL
             .iter()
             .any(|kind| kind.class() == class && self.wants_kind(*kind))

@@ -107,6 +107,7 @@ mod tests {
             events_max: 1_000,
             age_max: Duration::from_secs(3_600),
             encode: |_| bytes::Bytes::new(),
+            start: None,
         };
         let observer = Fragile {
             inner: InstanceObserver {

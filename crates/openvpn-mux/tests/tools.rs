@@ -47,6 +47,7 @@ impl Lab {
                 events_max: 1_000,
                 age_max: PATIENCE,
                 encode: |_| bytes::Bytes::new(),
+                start: None,
             },
         });
         let spec = InstanceSpec {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    panic::resume_unwind,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -9,10 +10,13 @@ use std::{
 use openvpn_fleet::{Detail, Fleet, FleetConfig, JournalConfig, NameClash};
 use ovfleet_proto::FILE_DESCRIPTOR_SET;
 use tokio::{
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tonic::service::Routes;
 
 use crate::{
@@ -29,7 +33,7 @@ use crate::{
     metrics::Metrics,
     mux::MuxSockets,
     services::{self, Context, Streams},
-    state::State,
+    state::{self, EventStore, Keep},
     state_dir::{StateDir, StateError},
     state_lock::StateLock,
 };
@@ -59,6 +63,9 @@ pub struct Gateway {
     background: JoinSet<()>,
     stop: CancellationToken,
     stop_background: CancellationToken,
+    /// Takes events to the disk, until `stop_keeping`.
+    keeping: Option<AbortOnDropHandle<()>>,
+    stop_keeping: CancellationToken,
     /// Held until the end: the lock of the state directory.
     _directory: StateDir,
 }
@@ -145,7 +152,13 @@ impl Gateway {
             discover,
         } = config;
         let directory = StateDir::open(state_dir.as_deref(), name.as_str(), inheritance.lock)?;
-        let state = State::open(state_dir.as_deref()).map_err(StateError::from)?;
+        let keep = Keep {
+            bytes: journal.disk,
+            age: journal.disk_age,
+        };
+        let (state, store) = state::begin(state_dir, keep)
+            .await
+            .map_err(StateError::from)?;
         // First the listeners: what is wrong with them shall not cost sessions.
         let grpc_listeners = listen
             .grpc
@@ -164,6 +177,7 @@ impl Gateway {
                 memory_bytes: journal.memory,
                 events_max: journal.events,
                 age_max: journal.age,
+                start: store.as_ref().map(EventStore::start),
                 encode: |event| services::batch_element(&convert::event::event(event)),
             },
         });
@@ -179,6 +193,7 @@ impl Gateway {
             rows_bytes_max: limits.response_size / 8 * 7,
             streams: Streams::new(limits.streams),
             state,
+            store: store.clone(),
             tasks: TaskTracker::new(),
             leaving: CancellationToken::new(),
             drain: CancellationToken::new(),
@@ -202,8 +217,15 @@ impl Gateway {
             background: JoinSet::new(),
             stop: CancellationToken::new(),
             stop_background: CancellationToken::new(),
+            keeping: None,
+            stop_keeping: CancellationToken::new(),
             _directory: directory,
         };
+        if let Some(store) = store {
+            let (journal, stop) = (Arc::clone(fleet.journal()), gateway.stop_keeping.clone());
+            let task = tokio::spawn(store.run(journal, stop));
+            gateway.keeping = Some(AbortOnDropHandle::new(task));
+        }
         for listener in grpc_listeners {
             let service = Service::Grpc(service.clone());
             gateway
@@ -313,6 +335,8 @@ impl Gateway {
             stop,
             stop_background,
             activity,
+            keeping,
+            stop_keeping,
             ..
         } = self;
         let deadline = Instant::now() + grace;
@@ -339,6 +363,11 @@ impl Gateway {
         stop_background.cancel();
         context.fleet.shutdown(SESSIONS_END_MAX).await;
         background.shutdown().await;
+        stop_keeping.cancel();
+        if let Some(keeping) = keeping {
+            // It takes only so long, and says what it could not keep.
+            let _ = keeping.await;
+        }
         context.state.close(STATE_CLOSE_MAX).await;
         tracing::info!("ended");
     }
@@ -353,13 +382,13 @@ fn has_running_actions(fleet: &Fleet) -> bool {
 
 /// Scans where blocking is allowed.
 async fn scan(mut discovery: Discovery) -> (Discovery, Vec<InstanceConfig>) {
-    let scanning = tokio::task::spawn_blocking(move || {
+    let scanning = spawn_blocking(move || {
         let found = discovery.scan();
         (discovery, found)
     });
     match scanning.await {
         Ok(scanned) => scanned,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => resume_unwind(error.into_panic()),
     }
 }
 

@@ -73,6 +73,21 @@ impl Collector for Sampler {
         if self.context.state.is_durable() {
             state(&mut encoder, &self.context.state.figures())?;
         }
+        if let Some(store) = &self.context.store {
+            let journal = fleet.journal();
+            let written = Position {
+                run: journal.run(),
+                sequence: *store.written().borrow(),
+            };
+            let help = "How far the events on disk are behind the newest event";
+            gauge(
+                &mut encoder,
+                "state_journal_lag",
+                help,
+                Some(&Unit::Seconds),
+            )?
+            .encode_gauge(&journal.lag(written).as_secs_f64())?;
+        }
         mux(&mut encoder, &self.mux)?;
         self.callers(&mut encoder)
     }

@@ -175,6 +175,7 @@ impl Truth {
             events_max: EVENTS_MAX,
             age_max: AGE_MAX,
             encode: |_| bytes::Bytes::new(),
+            start: None,
         };
         let journal = Journal::new(gateway(), &config);
         Self {
@@ -474,6 +475,7 @@ impl Caller {
                             return self.fail(truth);
                         }
                     }
+                    GapCause::JournalReplaced => bail!("a journal in memory tells it"),
                     GapCause::Unobserved | GapCause::RateCapped => {
                         let at = truth.index(resume.sequence)?;
                         let instance = gap.instance.as_ref().context("no instance")?;

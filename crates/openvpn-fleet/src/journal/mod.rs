@@ -46,11 +46,29 @@ pub struct JournalConfig {
     pub age_max: Duration,
     /// How events are encoded.
     pub encode: Encode,
+    /// Where this run begins: its id, and a number that is above those of every run before. `None`: an id is made, and
+    /// the clock has to do for the number.
+    pub start: Option<Position>,
 }
 
-/// One run of a gateway: its journal is in memory, and so are its sequence numbers.
+/// One run of a gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RunId(pub u64);
+
+impl RunId {
+    /// One that no other run of a gateway has had.
+    #[must_use]
+    pub fn mint() -> Self {
+        let mut bytes = [0; 8];
+        Self(match getrandom::fill(&mut bytes) {
+            Ok(()) => u64::from_ne_bytes(bytes),
+            // Without randomness the clock has to do: two runs never start within the same nanosecond.
+            Err(_) => SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0)),
+        })
+    }
+}
 
 /// A place in a journal: behind the entry of that sequence number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -151,11 +169,13 @@ impl Journal {
     /// An empty journal whose numbers begin above those of every run before.
     #[must_use]
     pub fn new(gateway: GatewayName, config: &JournalConfig) -> Self {
-        let start = crate::client::micros(SystemTime::now());
-        Self::with_run(gateway, config, RunId(mint_run()), start)
-    }
-
-    fn with_run(gateway: GatewayName, config: &JournalConfig, run: RunId, start: u64) -> Self {
+        let Position {
+            run,
+            sequence: start,
+        } = config.start.unwrap_or_else(|| Position {
+            run: RunId::mint(),
+            sequence: crate::client::micros(SystemTime::now()),
+        });
         let ring = |(_, percent): (EventClass, usize)| {
             Ring::new(
                 config.memory_bytes / 100 * percent,
@@ -256,6 +276,12 @@ impl Journal {
         self.run
     }
 
+    /// Where this run begins.
+    #[must_use]
+    pub fn start(&self) -> Position {
+        self.position(self.start)
+    }
+
     fn position(&self, sequence: u64) -> Position {
         Position {
             run: self.run,
@@ -336,18 +362,6 @@ impl Entry {
             Record::Event(event) => event.kind().class(),
             Record::Gap(gap) => gap.class.unwrap_or(EventClass::Lifecycle),
         }
-    }
-}
-
-/// A number that no other run of a gateway has had.
-fn mint_run() -> u64 {
-    let mut bytes = [0; 8];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => u64::from_ne_bytes(bytes),
-        // Without randomness the clock has to do: two runs never start within the same nanosecond.
-        Err(_) => SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0)),
     }
 }
 

@@ -109,9 +109,51 @@ impl Journal {
         }
     }
 
+    /// A reader behind `sequence` of this run, if nothing behind it that `filter` wants was thrown away.
+    #[must_use]
+    pub fn whole_reader(&self, sequence: u64, filter: &EventFilter) -> Option<Reader> {
+        let reader = self.reader(Start::Position(self.position(sequence)));
+        let is_ours = sequence >= self.start;
+        (is_ours && self.is_whole(&self.lock(), &reader, filter)).then_some(reader)
+    }
+
+    /// A reader from that time on, if nothing since that `filter` wants was thrown away.
+    #[must_use]
+    pub fn whole_reader_since(&self, time: SystemTime, filter: &EventFilter) -> Option<Reader> {
+        let reader = self.reader(Start::Time(time));
+        self.is_whole(&self.lock(), &reader, filter)
+            .then_some(reader)
+    }
+
+    fn is_whole(&self, rings: &Rings, reader: &Reader, filter: &EventFilter) -> bool {
+        self.holes(rings, reader, filter).1.is_empty()
+    }
+
     /// Gives what lies behind the reader's position and moves it on: at most `limit` items that `filter` wants, and a
     /// gap before the first event behind every hole that touches what `filter` wants.
     pub fn read(&self, reader: &mut Reader, limit: usize, filter: &EventFilter) -> Batch {
+        self.read_on(reader, limit, filter, false)
+    }
+
+    /// The same for who can read elsewhere what was thrown away: stops before a hole, and gives `None` if there is one
+    /// right behind the reader.
+    pub fn read_whole(
+        &self,
+        reader: &mut Reader,
+        limit: usize,
+        filter: &EventFilter,
+    ) -> Option<Batch> {
+        let is_whole = self.is_whole(&self.lock(), reader, filter);
+        is_whole.then(|| self.read_on(reader, limit, filter, true))
+    }
+
+    fn read_on(
+        &self,
+        reader: &mut Reader,
+        limit: usize,
+        filter: &EventFilter,
+        stop_at_hole: bool,
+    ) -> Batch {
         let mut items = Vec::new();
         if std::mem::take(&mut reader.restarted) {
             let gap = self.gap(GapCause::GatewayRestarted, None);
@@ -128,7 +170,12 @@ impl Journal {
         loop {
             let (chunk, newest) = {
                 let rings = self.lock();
-                self.report_compacted(&rings, reader, filter, &mut items);
+                let (accounted, holes) = self.holes(&rings, reader, filter);
+                if stop_at_hole && !holes.is_empty() {
+                    return self.batch(items, reader, false);
+                }
+                reader.accounted = accounted;
+                items.extend(holes);
                 (
                     copy_chunk(&rings, reader.position.sequence, wanted, chunk_max),
                     rings.newest(),
@@ -219,14 +266,11 @@ impl Journal {
         }
     }
 
-    /// Adds a gap for each class of which something the filter wants was thrown away before the reader came to it.
-    fn report_compacted(
-        &self,
-        rings: &Rings,
-        reader: &mut Reader,
-        filter: &EventFilter,
-        items: &mut Vec<Item>,
-    ) {
+    /// A gap for each class of which something the filter wants was thrown away before the reader came to it, and up to
+    /// where that accounts for each class.
+    fn holes(&self, rings: &Rings, reader: &Reader, filter: &EventFilter) -> ([u64; 3], Vec<Item>) {
+        let mut through = reader.accounted;
+        let mut items = Vec::new();
         for class in EventClass::ALL {
             let ring = &rings.rings[class as usize];
             let accounted = reader.accounted[class as usize];
@@ -234,7 +278,7 @@ impl Journal {
                 continue;
             };
             // Whatever of it is wanted is told now; what follows has a greater number.
-            reader.accounted[class as usize] = all.through;
+            through[class as usize] = all.through;
             let evicted = self.evicted_of(rings, class, filter);
             let Some(evicted) = evicted.filter(|evicted| evicted.through > accounted) else {
                 continue;
@@ -256,6 +300,7 @@ impl Journal {
                 resume: reader.position,
             });
         }
+        (through, items)
     }
 }
 

@@ -26,8 +26,9 @@ fn journal(memory_bytes: usize, events_max: usize) -> Journal {
         events_max,
         age_max: Duration::from_secs(1_000),
         encode: |event| Bytes::from(event.sequence.to_string()),
+        start: Some(position(START)),
     };
-    Journal::with_run(gateway(), &config, RunId(7), START)
+    Journal::new(gateway(), &config)
 }
 
 fn at(seconds: u64) -> SystemTime {

@@ -32,6 +32,7 @@ impl Lab {
                 events_max: 100_000,
                 age_max: Duration::from_secs(3_600),
                 encode: |_| bytes::Bytes::new(),
+                start: None,
             },
         };
         Self {

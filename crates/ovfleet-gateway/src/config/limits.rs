@@ -56,6 +56,10 @@ pub struct JournalLimits {
     pub events: usize,
     /// How old an event may become.
     pub age: Duration,
+    /// The most bytes of events in the state directory.
+    pub disk: u64,
+    /// How old an event may become there.
+    pub disk_age: Duration,
 }
 
 impl Default for JournalLimits {
@@ -64,6 +68,8 @@ impl Default for JournalLimits {
             memory: 64 << 20,
             events: 500_000,
             age: Duration::from_hours(24),
+            disk: GIB,
+            disk_age: Duration::from_hours(24 * 7),
         }
     }
 }
@@ -127,6 +133,19 @@ pub(super) fn read_journal(root: &mut Section<'_>) -> JournalLimits {
     let range = Duration::from_mins(1)..=Duration::from_hours(24 * 365);
     if let Some(age) = section.take("age").and_then(|value| value.duration(range)) {
         journal.age = age;
+    }
+    if let Some(disk) = section
+        .take("disk")
+        .and_then(|value| value.size(MIB..=1_024 * GIB))
+    {
+        journal.disk = disk as u64;
+    }
+    let range = Duration::from_mins(1)..=Duration::from_hours(24 * 365 * 10);
+    if let Some(age) = section
+        .take("disk_age")
+        .and_then(|value| value.duration(range))
+    {
+        journal.disk_age = age;
     }
     section.finish();
     journal

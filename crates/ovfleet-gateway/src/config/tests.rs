@@ -153,6 +153,8 @@ grpc = ["unix:/run/ovfleet.sock",
         { address = "0.0.0.0:7643", tls = { cert = "gw.crt", key = "/etc/gw.key", client_ca = "ca.crt" } }]
 http = "127.0.0.1:7601"
 [journal]
+disk = "2GiB"
+disk_age = "30d"
 memory = "32MiB"
 events = 1000
 age = "1h"
@@ -230,7 +232,9 @@ file = "targets/*.json"
         JournalLimits {
             memory: 32 << 20,
             events: 1000,
-            age: 60 * MINUTE
+            age: 60 * MINUTE,
+            disk: 2 << 30,
+            disk_age: 30 * 24 * 60 * MINUTE,
         }
     );
     let limits = Limits {
@@ -281,7 +285,7 @@ file = "targets/*.json"
         (None, 5 * MINUTE)
     );
     assert_eq!(eu1.spec.session.timings.unresponsive_reconnect, MINUTE);
-    assert_eq!((eu2.spec.name.as_str(), eu2.place.line), ("eu2", 38));
+    assert_eq!((eu2.spec.name.as_str(), eu2.place.line), ("eu2", 40));
     assert_eq!(eu2.spec.session.bytecount, Some(MINUTE / 12));
     assert!(
         eu2.spec

@@ -301,6 +301,7 @@ pub(crate) fn gap(gap: &Gap, cursor: String) -> v1::Gap {
             GapCause::Compacted => v1::GapCause::Compacted,
             GapCause::Unobserved => v1::GapCause::Unobserved,
             GapCause::GatewayRestarted => v1::GapCause::GatewayRestarted,
+            GapCause::JournalReplaced => v1::GapCause::JournalReplaced,
             GapCause::RateCapped => v1::GapCause::RateCapped,
         }
         .into(),

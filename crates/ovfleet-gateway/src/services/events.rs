@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use openvpn_fleet::{
-    EventFilter, GapCause,
-    journal::{Item, Position, Reader, Start},
+    EventFilter, Gap, GapCause,
+    journal::{Position, Start},
 };
 use ovfleet_proto::v1::{
     Bookmark, Drain, StreamEventsRequest, stream_events_request, stream_events_response::Frame,
@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Context,
     frames::{FrameSender, FrameStream, NotSent, frame_channel},
+    source::{Piece, Source},
     streams::StreamSlot,
     wire::{batch_frame, other_frame},
 };
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// Most events in a batch.
-const BATCH_EVENTS_MAX: usize = 256;
+pub(super) const BATCH_EVENTS_MAX: usize = 256;
 /// A batch is sent when it has this many bytes.
 const BATCH_BYTES: usize = 256 * 1024;
 /// How long events may be held back to go out together when there are many.
@@ -73,12 +74,11 @@ impl Events {
         let start = self.start(start)?;
         let slot = self.context.streams.open()?;
 
-        let reader = self.context.fleet.journal().reader(start);
         let (frames, stream) = frame_channel();
         let task = EventStream {
             context: Arc::clone(&self.context),
-            reader,
-            filter,
+            source: Source::new(&self.context, start, &filter),
+            filter: Arc::new(filter),
             fail_on_gap,
             follow: follow.unwrap_or(true),
             frames,
@@ -127,8 +127,8 @@ impl Events {
 /// One stream, from its start to its end.
 struct EventStream {
     context: Arc<Context>,
-    reader: Reader,
-    filter: EventFilter,
+    source: Source,
+    filter: Arc<EventFilter>,
     /// Ends the stream where events are no longer kept.
     fail_on_gap: bool,
     /// Goes on at the newest event.
@@ -175,7 +175,7 @@ impl EventStream {
         let Some(until) = self.pace.hold_until() else {
             return;
         };
-        let full = self.reader.position().sequence + BATCH_EVENTS_MAX as u64;
+        let full = self.position().sequence + BATCH_EVENTS_MAX as u64;
         tokio::select! {
             () = sleep_until(until) => {}
             () = self.context.drain.cancelled() => {}
@@ -185,34 +185,23 @@ impl EventStream {
 
     /// Sends everything up to the newest event; gives the number of frames.
     async fn send_news(&mut self) -> Result<usize, NotSent> {
+        let context = Arc::clone(&self.context);
         let mut sent = 0;
         loop {
-            let batch =
-                self.context
-                    .fleet
-                    .journal()
-                    .read(&mut self.reader, BATCH_EVENTS_MAX, &self.filter);
+            let (pieces, is_end) = self.source.read(&context, &self.filter).await;
             let mut run = Run::default();
-            for item in batch.items {
-                match item {
-                    Item::Event(entry) => {
-                        let element = self.context.fleet.journal().wire(&entry);
-                        run.push(element, entry.sequence());
-                        if run.bytes >= BATCH_BYTES {
+            for piece in pieces {
+                match piece {
+                    Piece::Event { sequence, wire } => {
+                        run.push(wire, sequence);
+                        if run.elements.len() >= BATCH_EVENTS_MAX || run.bytes >= BATCH_BYTES {
                             sent += self.send_run(std::mem::take(&mut run)).await?;
                         }
                     }
-                    Item::Gap { gap, resume } => {
+                    Piece::Gap { gap, resume } => {
                         sent += self.send_run(std::mem::take(&mut run)).await?;
-                        if self.fail_on_gap
-                            && matches!(gap.cause, GapCause::Compacted | GapCause::GatewayRestarted)
-                        {
-                            let oldest = self.context.fleet.journal().oldest_whole(&self.filter);
-                            let oldest = self.context.cursors.write(oldest);
-                            self.frames.end(status::cursor_compacted(oldest));
-                            return Err(NotSent);
-                        }
-                        let cursor = self.context.cursors.write(resume);
+                        self.check_gap(&gap, resume).await?;
+                        let cursor = context.cursors.write(resume);
                         let frame = Frame::Gap(convert::event::gap(&gap, cursor));
                         self.send(other_frame(frame)).await?;
                         sent += 1;
@@ -220,11 +209,42 @@ impl EventStream {
                 }
             }
             sent += self.send_run(run).await?;
-            self.slot.moved_to(self.reader.position().sequence);
-            if batch.is_end {
+            self.slot.moved_to(self.position().sequence);
+            if is_end {
                 return Ok(sent);
             }
+            if self.source.is_stored() {
+                // What is old may be much: who leaves, or is told to, does not read it to the end.
+                if context.drain.is_cancelled() {
+                    return Ok(sent);
+                }
+                if self.pace.last_sent + BOOKMARK_INTERVAL <= Instant::now() {
+                    self.send_bookmark().await?;
+                    sent += 1;
+                }
+            }
         }
+    }
+
+    /// Ends the stream at a gap, if its caller wants that.
+    async fn check_gap(&mut self, gap: &Gap, resume: Position) -> Result<(), NotSent> {
+        let is_loss = matches!(
+            gap.cause,
+            GapCause::Compacted | GapCause::GatewayRestarted | GapCause::JournalReplaced
+        );
+        if !(self.fail_on_gap && is_loss) {
+            return Ok(());
+        }
+        let oldest = self
+            .source
+            .oldest_whole(&self.context, &self.filter, resume);
+        let oldest = self.context.cursors.write(oldest.await);
+        self.frames.end(status::cursor_compacted(oldest));
+        Err(NotSent)
+    }
+
+    fn position(&self) -> Position {
+        self.source.position(&self.context)
     }
 
     async fn send_run(&mut self, run: Run) -> Result<usize, NotSent> {
@@ -233,7 +253,7 @@ impl EventStream {
         }
         let position = Position {
             sequence: run.last,
-            ..self.reader.position()
+            ..self.position()
         };
         let frame = batch_frame(run.elements.iter(), &self.context.cursors.write(position));
         self.send(frame).await?;
@@ -247,7 +267,7 @@ impl EventStream {
     }
 
     async fn send_bookmark(&mut self) -> Result<(), NotSent> {
-        let position = self.reader.position();
+        let position = self.position();
         let bookmark = Bookmark {
             cursor: self.context.cursors.write(position),
             lag: Some(convert::duration(
@@ -262,7 +282,7 @@ impl EventStream {
     async fn send_drain(&mut self) -> Result<(), NotSent> {
         self.send_news().await?;
         let drain = Drain {
-            cursor: self.context.cursors.write(self.reader.position()),
+            cursor: self.context.cursors.write(self.position()),
             retry_after: Some(convert::duration(RETRY_AFTER)),
         };
         self.send(other_frame(Frame::Drain(drain))).await

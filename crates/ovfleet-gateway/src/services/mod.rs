@@ -6,6 +6,7 @@ mod events;
 mod fleet;
 mod frames;
 mod instance;
+mod source;
 mod streams;
 mod totals;
 mod watch;
@@ -24,7 +25,13 @@ use tonic::{Status, service::Routes};
 use self::{
     control::Control, events::Events, fleet::FleetQueries, instance::Instances, wire::EventServer,
 };
-use crate::{caller::Caller, convert, cursor::Cursors, state::State, status};
+use crate::{
+    caller::Caller,
+    convert,
+    cursor::Cursors,
+    state::{EventStore, State},
+    status,
+};
 
 pub(crate) use self::{streams::Streams, wire::batch_element};
 
@@ -47,6 +54,8 @@ pub(crate) struct Context {
     pub(crate) rows_bytes_max: usize,
     /// What outlives the process.
     pub(crate) state: State,
+    /// The journal on disk; `None` without a state directory.
+    pub(crate) store: Option<EventStore>,
     /// Open streams.
     pub(crate) streams: Streams,
     /// Cancelled when the gateway is told to end: from then on it is not ready,

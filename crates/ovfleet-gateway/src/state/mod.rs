@@ -9,24 +9,27 @@
 //! in memory, and answers that depend on them say so.
 
 mod health;
+mod journal;
 mod open;
 mod registry;
 mod schema;
 mod writer;
 
 use std::{
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use rusqlite::{Connection, Transaction};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 pub use self::open::OpenError;
 use self::{health::Health, writer::Writer};
 pub(crate) use self::{
     health::{Figures, Trouble, WRITE_WAIT_MAX, WriteError},
+    journal::{EventStore, Keep, StoredItem, StoredPage, StoredReader},
     registry::{Registered, Registry},
 };
 
@@ -49,6 +52,25 @@ struct Inner {
     permits: Semaphore,
     /// Connections that nobody reads through now. Locked to take or return one.
     readers: Mutex<Vec<Connection>>,
+}
+
+/// Opens the state of a directory, which must be locked, and begins a run of its journal; without a directory it is in
+/// memory, and there is no such journal.
+pub(crate) async fn begin(
+    directory: Option<PathBuf>,
+    keep: Keep,
+) -> Result<(State, Option<EventStore>), OpenError> {
+    let opening = spawn_blocking(move || State::open(directory.as_deref())).await;
+    let state = opening.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
+    let Some(path) = state.0.path.clone() else {
+        return Ok((state, None));
+    };
+    let begun = EventStore::begin(&state, keep).await;
+    let store = begun.map_err(|error| OpenError::Unusable {
+        path,
+        reason: error.to_string(),
+    })?;
+    Ok((state, Some(store)))
 }
 
 impl State {
@@ -130,15 +152,6 @@ impl State {
         reply.await.unwrap_or(Err(WriteError::Closed))
     }
 
-    /// The same where blocking is allowed.
-    pub(crate) fn write_blocking<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, WriteError> {
-        let reply = self.0.writer.submit(job)?;
-        reply.blocking_recv().unwrap_or(Err(WriteError::Closed))
-    }
-
     /// Reads through a connection of its own.
     ///
     /// # Errors
@@ -154,7 +167,7 @@ impl State {
         // The semaphore is never closed.
         let _permit = self.0.permits.acquire().await;
         let inner = Arc::clone(&self.0);
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = spawn_blocking(move || {
             let idle = inner.lock_readers().pop();
             let connection = match idle {
                 Some(connection) => connection,

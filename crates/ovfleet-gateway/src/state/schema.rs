@@ -54,7 +54,7 @@ const MIGRATIONS: [&str; 1] = [
         not_after INTEGER
     );
     CREATE INDEX gaps_by_sequence ON gaps (sequence, hole);
-    -- What is kept of each class of events, and up to where it was thrown away.
+    -- What is kept of each class of events, and up to where it was thrown away. 3: of gaps.
     CREATE TABLE classes (
         class INTEGER PRIMARY KEY,
         events INTEGER NOT NULL,
@@ -63,7 +63,7 @@ const MIGRATIONS: [&str; 1] = [
         through_time INTEGER NOT NULL,
         evicted INTEGER NOT NULL
     );
-    INSERT INTO classes VALUES (0, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 0);
+    INSERT INTO classes VALUES (0, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 0), (3, 0, 0, 0, 0, 0);
     CREATE TABLE generations (
         instance TEXT PRIMARY KEY,
         address TEXT NOT NULL,

@@ -1,0 +1,169 @@
+//! The event journal on disk: what the one in memory has forgotten, and the runs before this one.
+//!
+//! ```text
+//! journal in memory ──► Writer (a reader like any other: a position, no queue) ──► tables events, gaps
+//!                                                                                       │
+//! a stream that needs more than memory has ◄── pages ── StoredReader ◄──────────────────┘
+//!        └── joins the journal in memory where the disk ends
+//! ```
+//!
+//! Sequence numbers rise over all runs, because each run begins above a number that the one before had reserved: so a
+//! place on disk is a number, whatever run it is of.
+
+mod reader;
+mod retention;
+mod row;
+mod writer;
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use openvpn_fleet::{GapCause, Position, RunId};
+use rusqlite::{OptionalExtension as _, Transaction, named_params};
+use tokio::sync::watch;
+
+pub(crate) use self::reader::{StoredItem, StoredPage, StoredReader};
+use super::{State, WriteError, micros, time};
+
+/// Numbers that a run has in reserve: it begins above what the one before had reserved, so that no number is given
+/// twice, however that one ended.
+const RESERVE: u64 = 1 << 24;
+/// Runs remembered. Cursors of older ones are as of another journal.
+const RUNS_MAX: u32 = 10_000;
+
+/// How much is kept on disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keep {
+    /// Bytes of all events.
+    pub(crate) bytes: u64,
+    /// How old an event may become.
+    pub(crate) age: Duration,
+}
+
+/// The journal on disk. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct EventStore(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    keep: Keep,
+    start: Position,
+    began: SystemTime,
+    /// Runs whose events are or were here.
+    runs: HashSet<u64>,
+    /// Up to this number of this run everything is on disk, or known to be missing.
+    written: watch::Sender<u64>,
+}
+
+impl EventStore {
+    /// Begins a run.
+    pub(crate) async fn begin(state: &State, keep: Keep) -> Result<Self, WriteError> {
+        let run = RunId::mint();
+        let now = SystemTime::now();
+        let beginning = state.write_patiently(move |transaction| begin(transaction, run, now));
+        let (sequence, runs) = beginning.await?;
+        let start = Position { run, sequence };
+        Ok(Self(Arc::new(Inner {
+            state: state.clone(),
+            keep,
+            start,
+            began: now,
+            runs,
+            written: watch::Sender::new(sequence),
+        })))
+    }
+
+    /// Where this run begins.
+    pub(crate) fn start(&self) -> Position {
+        self.0.start
+    }
+
+    /// When this run began.
+    pub(crate) fn began(&self) -> SystemTime {
+        self.0.began
+    }
+
+    /// Whether events of a run are or were here.
+    pub(crate) fn knows(&self, run: RunId) -> bool {
+        self.0.runs.contains(&run.0)
+    }
+
+    /// Up to where this run is on disk.
+    pub(crate) fn written(&self) -> watch::Receiver<u64> {
+        self.0.written.subscribe()
+    }
+
+    /// Ends the run in order: everything is on disk.
+    async fn end(&self, last: u64) -> Result<(), WriteError> {
+        let run = self.0.start.run;
+        let ending = self.0.state.write(move |transaction| {
+            transaction.execute(
+                "UPDATE runs SET last = ?2 WHERE run = ?1",
+                (run.0.cast_signed(), last.cast_signed()),
+            )
+        });
+        ending.await.map(|_| ())
+    }
+}
+
+/// Notes a new run, and what the one before it took with it if it did not end in order.
+fn begin(
+    transaction: &Transaction<'_>,
+    run: RunId,
+    now: SystemTime,
+) -> rusqlite::Result<(u64, HashSet<u64>)> {
+    let before: Option<(i64, i64, Option<i64>)> = transaction
+        .query_row(
+            "SELECT reserved, started, last FROM runs ORDER BY first DESC LIMIT 1",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .optional()?;
+    // The clock alone would do, if it were never set back.
+    let start = before
+        .map_or(0, |(reserved, ..)| reserved + 1)
+        .max(micros(now));
+    transaction.execute(
+        "INSERT INTO runs (run, first, reserved, started, last)
+         VALUES (:run, :first, :reserved, :started, NULL)",
+        named_params! {
+            ":run": run.0.cast_signed(),
+            ":first": start,
+            ":reserved": start + RESERVE.cast_signed(),
+            ":started": micros(now),
+        },
+    )?;
+    if let Some((_, started, None)) = before {
+        let newest: Option<i64> = transaction
+            .query_row(
+                "SELECT observed FROM events ORDER BY sequence DESC LIMIT 1",
+                [],
+                |row| row.get(0),
+            )
+            .optional()?;
+        let gap = row::GapRow {
+            sequence: start.cast_unsigned(),
+            hole: false,
+            cause: GapCause::GatewayRestarted,
+            observed: now,
+            not_before: Some(time(newest.unwrap_or(started).max(started))),
+            not_after: Some(now),
+            ..row::GapRow::default()
+        };
+        row::insert_gap(transaction, &gap, None)?;
+    }
+    transaction.execute(
+        "DELETE FROM runs WHERE first < (SELECT first FROM runs ORDER BY first DESC LIMIT 1 OFFSET ?1)",
+        [RUNS_MAX],
+    )?;
+    let mut statement = transaction.prepare("SELECT run FROM runs")?;
+    let runs = statement.query_map([], |row| Ok(row.get::<_, i64>(0)?.cast_unsigned()))?;
+    Ok((start.cast_unsigned(), runs.collect::<Result<_, _>>()?))
+}
+
+#[cfg(test)]
+mod tests;

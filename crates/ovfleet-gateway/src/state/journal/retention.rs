@@ -1,0 +1,105 @@
+//! Throws away what is too much or too old, a little at a time.
+
+use std::time::SystemTime;
+
+use openvpn_fleet::EventClass;
+use rusqlite::{OptionalExtension as _, Transaction};
+
+use super::{
+    Keep,
+    row::{ROW_OVERHEAD, class_number},
+};
+use crate::state::micros;
+
+/// Share of the bytes that each class may use, in percent, as in memory.
+const SHARES: [(EventClass, u64); 3] = [
+    (EventClass::Lifecycle, 50),
+    (EventClass::Log, 40),
+    (EventClass::Raw, 10),
+];
+/// Most rows of a class that one step throws away; more than one batch adds.
+const STEP_MAX: u32 = 2_000;
+/// Gaps kept, of all classes.
+const GAPS_MAX: u32 = 20_000;
+
+/// Throws away at most [`STEP_MAX`] events of each class. Gives whether there may be more to throw away.
+pub(super) fn step(
+    transaction: &Transaction<'_>,
+    keep: Keep,
+    now: SystemTime,
+) -> rusqlite::Result<bool> {
+    let oldest = now.checked_sub(keep.age).map_or(i64::MIN, micros);
+    let mut is_more = false;
+    for (class, percent) in SHARES {
+        let bytes_max = i64::try_from(keep.bytes / 100 * percent).unwrap_or(i64::MAX);
+        is_more |= step_of_class(transaction, class_number(class), bytes_max, oldest)?;
+    }
+    expire_gaps(transaction, oldest)?;
+    Ok(is_more)
+}
+
+fn step_of_class(
+    transaction: &Transaction<'_>,
+    class: i64,
+    bytes_max: i64,
+    oldest: i64,
+) -> rusqlite::Result<bool> {
+    let mut bytes: i64 = transaction
+        .prepare_cached("SELECT bytes FROM classes WHERE class = ?1")?
+        .query_row([class], |row| row.get(0))?;
+    let mut gone = None;
+    let (mut events, mut freed) = (0_u32, 0_i64);
+    {
+        let mut statement = transaction.prepare_cached(
+            "SELECT sequence, observed, length(wire) FROM events WHERE class = ?1 ORDER BY sequence LIMIT ?2",
+        )?;
+        let mut rows = statement.query((class, STEP_MAX))?;
+        while let Some(row) = rows.next()? {
+            let (sequence, observed): (i64, i64) = (row.get(0)?, row.get(1)?);
+            if bytes <= bytes_max && observed >= oldest {
+                break;
+            }
+            let weight = row.get::<_, i64>(2)? + ROW_OVERHEAD.cast_signed();
+            bytes -= weight;
+            freed += weight;
+            events += 1;
+            gone = Some((sequence, observed));
+        }
+    }
+    let Some((through, time)) = gone else {
+        return Ok(false);
+    };
+    transaction
+        .prepare_cached("DELETE FROM events WHERE class = ?1 AND sequence <= ?2")?
+        .execute((class, through))?;
+    transaction
+        .prepare_cached(
+            "UPDATE classes SET events = events - ?2, bytes = bytes - ?3, through = ?4, through_time = ?5,
+                                evicted = evicted + ?2
+             WHERE class = ?1",
+        )?
+        .execute((class, events, freed, through, time))?;
+    Ok(events == STEP_MAX)
+}
+
+fn expire_gaps(transaction: &Transaction<'_>, oldest: i64) -> rusqlite::Result<()> {
+    let gone: Option<(i64, i64, i64)> = transaction
+        .prepare_cached(
+            "SELECT id, sequence, observed FROM gaps
+             WHERE observed < ?1 OR id <= (SELECT max(id) FROM gaps) - ?2 ORDER BY id DESC LIMIT 1",
+        )?
+        .query_row((oldest, GAPS_MAX), |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
+        .optional()?;
+    let Some((id, through, time)) = gone else {
+        return Ok(());
+    };
+    transaction
+        .prepare_cached("DELETE FROM gaps WHERE id <= ?1")?
+        .execute([id])?;
+    transaction
+        .prepare_cached("UPDATE classes SET through = ?1, through_time = ?2 WHERE class = 3")?
+        .execute((through, time))?;
+    Ok(())
+}
