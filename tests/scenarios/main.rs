@@ -9,6 +9,7 @@ mod dial_in;
 mod discovery;
 mod drain;
 mod faults;
+mod handover;
 mod kill;
 mod lab;
 mod modes;

@@ -1,12 +1,15 @@
 //! The gateway under test, as its users run it: a process with a configuration file.
 
 use std::{
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use command_fds::{CommandFdExt as _, FdMapping};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -62,12 +65,16 @@ pub struct GatewayConfig {
     root: toml::Table,
     instances: Vec<InstanceConfig>,
     tcp: Option<TcpListener>,
+    grpc: Vec<toml::Value>,
+    http: Vec<toml::Value>,
     launch: Launch,
 }
 
 /// How the process is started, each time.
 #[derive(Clone, Debug, Default)]
 struct Launch {
+    /// Listening sockets that are handed down, and their names.
+    sockets: Vec<(String, Arc<OwnedFd>)>,
     /// Options of `serve`, behind `--config`.
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -191,6 +198,8 @@ impl GatewayConfig {
             root,
             instances: Vec::new(),
             tcp: None,
+            grpc: Vec::new(),
+            http: Vec::new(),
             launch: Launch::default(),
         }
     }
@@ -239,6 +248,28 @@ impl GatewayConfig {
         self
     }
 
+    /// Listens here too: an address, or a table with one.
+    #[must_use]
+    pub fn listen_grpc(mut self, listener: impl Into<toml::Value>) -> Self {
+        self.grpc.push(listener.into());
+        self
+    }
+
+    /// Serves HTTP here too.
+    #[must_use]
+    pub fn listen_http(mut self, address: &str) -> Self {
+        self.http.push(address.into());
+        self
+    }
+
+    /// Hands `socket` down to each process, under `name`, as systemd does.
+    #[must_use]
+    pub fn hand_down(mut self, name: &str, socket: impl Into<OwnedFd>) -> Self {
+        let socket = Arc::new(socket.into());
+        self.launch.sockets.push((name.to_owned(), socket));
+        self
+    }
+
     /// Starts the gateway and waits until its socket answers.
     ///
     /// # Errors
@@ -280,12 +311,12 @@ impl GatewayConfig {
             }
             grpc.push(listener.into());
         }
+        grpc.append(&mut self.grpc);
         let mut listen = toml::Table::new();
         listen.insert("grpc".to_owned(), grpc.into());
-        listen.insert(
-            "http".to_owned(),
-            format!("127.0.0.1:{}", http_port(claim)).into(),
-        );
+        let mut http = self.http;
+        http.push(format!("127.0.0.1:{}", http_port(claim)).into());
+        listen.insert("http".to_owned(), http.into());
         self.root.insert("listen".to_owned(), listen.into());
         let instances: Vec<toml::Value> = self
             .instances
@@ -500,7 +531,31 @@ fn binary() -> Result<PathBuf> {
 }
 
 fn spawn(directory: &TempDir, launch: &Launch, log: &str) -> Result<Process> {
-    let mut command = mortal(binary()?);
+    // The process id, which is to be in the environment, is known once there is a process.
+    const WITH_PID: &str = "LISTEN_PID=$$ exec \"$@\"";
+    let mut command = if launch.sockets.is_empty() {
+        mortal(binary()?)
+    } else {
+        let mut command = mortal("sh");
+        command.args(["-c", WITH_PID, "sh"]).arg(binary()?);
+        let names: Vec<_> = launch
+            .sockets
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        command.env("LISTEN_FDNAMES", names.join(":"));
+        command.env("LISTEN_FDS", names.len().to_string());
+        let mut mappings = Vec::new();
+        for ((_, socket), child_fd) in launch.sockets.iter().zip(3..) {
+            let parent_fd = socket.try_clone()?;
+            mappings.push(FdMapping {
+                parent_fd,
+                child_fd,
+            });
+        }
+        command.fd_mappings(mappings)?;
+        command
+    };
     command
         .arg("serve")
         .arg("--config")

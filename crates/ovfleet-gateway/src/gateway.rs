@@ -20,7 +20,7 @@ use tokio_util::{
 use tonic::service::Routes;
 
 use crate::{
-    config::{Config, GrpcListener, InstanceConfig, Limits},
+    config::{Config, GrpcListener, HttpListener, InstanceConfig, Limits},
     convert,
     cursor::Cursors,
     dependants::Dependants,
@@ -28,7 +28,10 @@ use crate::{
     health::{HealthReporter, HealthService, health},
     http::Port,
     idle::{Activity, IdleWatch},
-    listen::{Admission, BindError, GrpcService, Listener, Service, TlsError, load_tls},
+    listen::{
+        Admission, BindError, GrpcService, InheritError, InheritedSockets, Listener, Service,
+        TlsError, load_tls,
+    },
     log::LogBroadcast,
     metrics::Metrics,
     mux::MuxSockets,
@@ -75,6 +78,8 @@ pub struct Gateway {
 pub struct Inheritance {
     /// The right to the state directory; `None`: it is taken at the start.
     pub lock: Option<StateLock>,
+    /// Sockets that were handed down; each has to be a listener of the configuration.
+    pub sockets: InheritedSockets,
 }
 
 /// Where a gateway answers.
@@ -95,6 +100,9 @@ pub enum StartError {
     /// A listener cannot be opened.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The sockets that were handed down are not those of the configuration.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
     /// TLS cannot be offered.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -125,13 +133,11 @@ impl Gateway {
     ///
     /// # Errors
     /// [`StartError`], the first there is.
-    pub fn check(config: &Config) -> Result<(), StartError> {
-        for listener in &config.listen.grpc {
-            if let GrpcListener::Tls { files, .. } = listener {
-                load_tls(files, None)?;
-            }
+    pub fn check(config: &Config, sockets: &InheritedSockets) -> Result<(), StartError> {
+        for files in config.listen.grpc.iter().filter_map(GrpcListener::tls) {
+            load_tls(files, None)?;
         }
-        Ok(())
+        Ok(sockets.check(config)?)
     }
 
     /// The same as [`start`](Self::start), with what others have prepared.
@@ -139,6 +145,8 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; then nothing is left behind.
     pub async fn start_with(config: Config, inheritance: Inheritance) -> Result<Self, StartError> {
+        let Inheritance { lock, mut sockets } = inheritance;
+        sockets.check(&config)?;
         for problem in config.problems() {
             tracing::warn!("{problem}");
         }
@@ -151,7 +159,7 @@ impl Gateway {
             instances,
             discover,
         } = config;
-        let directory = StateDir::open(state_dir.as_deref(), name.as_str(), inheritance.lock)?;
+        let directory = StateDir::open(state_dir.as_deref(), name.as_str(), lock)?;
         let keep = Keep {
             bytes: journal.disk,
             age: journal.disk_age,
@@ -163,13 +171,22 @@ impl Gateway {
         let grpc_listeners = listen
             .grpc
             .iter()
-            .map(open)
-            .collect::<Result<Vec<_>, _>>()?;
-        let http_listeners = listen
-            .http
-            .iter()
-            .map(|address| Listener::tcp(*address, true))
-            .collect::<Result<Vec<_>, _>>()?;
+            .map(|listener| open(listener, &mut sockets))
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>();
+        let mut http_listeners = Vec::new();
+        for listener in &listen.http {
+            match listener {
+                HttpListener::Tcp(address) => http_listeners.push(Listener::tcp(*address, true)?),
+                HttpListener::Inherited(name) => {
+                    for socket in sockets.take(name) {
+                        http_listeners.push(Listener::inherited(socket, true)?);
+                    }
+                }
+            }
+        }
 
         let fleet = Fleet::new(&FleetConfig {
             gateway: name.clone(),
@@ -409,19 +426,42 @@ async fn set_instances(
     Ok(())
 }
 
-fn open(config: &GrpcListener) -> Result<Listener, StartError> {
-    Ok(match config {
-        GrpcListener::Unix(socket) => Listener::unix(socket)?,
-        GrpcListener::Plaintext { address, control } => Listener::tcp(*address, !control)?,
-        GrpcListener::Tls {
-            address,
-            files,
-            control,
+/// The listeners that one of the configuration means: one, or all sockets that were handed down under its name.
+fn open(
+    config: &GrpcListener,
+    sockets: &mut InheritedSockets,
+) -> Result<Vec<Listener>, StartError> {
+    let tls = config.tls().map(|files| load_tls(files, Some(b"h2")));
+    let tls = tls.transpose()?;
+    let listeners = match config {
+        GrpcListener::Unix(socket) => vec![Listener::unix(socket)?],
+        GrpcListener::Plaintext { address, control }
+        | GrpcListener::Tls {
+            address, control, ..
         } => {
-            let tls = load_tls(files, Some(b"h2"))?;
-            Listener::tcp(*address, !control)?.with_tls(tls)
+            vec![Listener::tcp(*address, !control)?]
         }
-    })
+        GrpcListener::Inherited { name, tls, control } => {
+            let mut listeners = Vec::new();
+            for socket in sockets.take(name) {
+                let read_only = socket.is_read_only(name, tls.as_ref(), *control)?;
+                if read_only && socket.is_unix() {
+                    tracing::warn!(
+                        listener = %socket,
+                        "every user of this machine may open this socket, so that it is for reads only: \
+                         give it SocketMode=0660, or this listener plaintext_control = true"
+                    );
+                }
+                listeners.push(Listener::inherited(socket, read_only)?);
+            }
+            listeners
+        }
+    };
+    let with_tls = |listener: Listener| match &tls {
+        Some(tls) => listener.with_tls(Arc::clone(tls)),
+        None => listener,
+    };
+    Ok(listeners.into_iter().map(with_tls).collect())
 }
 
 /// Our services, and those that every gRPC server has.

@@ -39,13 +39,13 @@ mod status;
 pub use caller::{Caller, Identity, ReadOnlyListener};
 pub use config::{
     CertificateName, Config, ConfigError, ConfigErrors, DEFAULT_SOCKET, DiscoverConfig,
-    DiscoverSource, GrpcListener, InstanceConfig, JournalLimits, Limits, ListenConfig, MuxAddress,
-    MuxConfig, Place, Rights, SocketConfig, TlsFiles,
+    DiscoverSource, GrpcListener, HttpListener, InstanceConfig, JournalLimits, Limits,
+    ListenConfig, MuxAddress, MuxConfig, Place, Rights, SocketConfig, TlsFiles,
 };
 pub use dependants::Dependants;
 pub use gateway::{Addresses, Failed, Gateway, Inheritance, StartError};
 pub use idle::IdleWatch;
-pub use listen::{BindError, TlsError};
+pub use listen::{BindError, InheritError, InheritedSockets, TlsError};
 pub use log::{LogBroadcast, LogLayer, log_broadcast};
 pub use state::OpenError;
 pub use state_dir::StateError;

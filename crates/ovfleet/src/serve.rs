@@ -6,7 +6,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ovfleet_gateway::{Config, ConfigErrors, Dependants, Gateway, Inheritance, LogBroadcast};
+use ovfleet_gateway::{
+    Config, ConfigErrors, Dependants, Gateway, Inheritance, InheritedSockets, LogBroadcast,
+};
 use tokio::signal::unix::SignalKind;
 use tracing::{info, warn};
 
@@ -35,6 +37,8 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(28);
 /// To be called before the process has a second thread: it may become another
 /// user.
 pub(crate) fn run(args: &ServeArgs) -> Outcome {
+    let sockets =
+        InheritedSockets::from_environment().context("cannot use the sockets handed down")?;
     privileges::become_user(args.user.as_deref(), args.group.as_deref())?;
     let broadcast = logging::start(args)?;
     let open_files_max = privileges::raise_open_files()?;
@@ -45,7 +49,7 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(serve(config, broadcast, args, &watchdog));
+    let outcome = runtime.block_on(serve(config, sockets, broadcast, args, &watchdog));
     // Dropped, it would wait for a file that hangs.
     runtime.shutdown_background();
     outcome
@@ -53,6 +57,7 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
 
 async fn serve(
     config: Config,
+    sockets: InheritedSockets,
     broadcast: Option<LogBroadcast>,
     args: &ServeArgs,
     watchdog: &Watchdog,
@@ -61,7 +66,7 @@ async fn serve(
     let mut end_signals = Signals::listen(&[SignalKind::terminate(), SignalKind::interrupt()])?;
     let mut reload_signal = Signals::listen(&[SignalKind::hangup()])?;
     let mut gateway = tokio::select! {
-        started = start(config, args) => started?,
+        started = start(config, sockets, args) => started?,
         () = end_signals.next() => return Ok(Verdict::Done),
     };
     if let Some(broadcast) = broadcast {
@@ -110,14 +115,18 @@ async fn serve(
     end
 }
 
-async fn start(config: Config, args: &ServeArgs) -> Result<Gateway, Failure> {
+async fn start(
+    config: Config,
+    sockets: InheritedSockets,
+    args: &ServeArgs,
+) -> Result<Gateway, Failure> {
     let (config, lock) = if args.standby {
-        let (config, lock) = standby::wait(config, args).await?;
+        let (config, lock) = standby::wait(config, &sockets, args).await?;
         (config, Some(lock))
     } else {
         (config, None)
     };
-    let started = Gateway::start_with(config, Inheritance { lock }).await;
+    let started = Gateway::start_with(config, Inheritance { lock, sockets }).await;
     Ok(started.context("cannot start the gateway")?)
 }
 

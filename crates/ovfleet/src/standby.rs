@@ -3,7 +3,7 @@
 use std::{fmt::Display, path::Path, thread};
 
 use anyhow::{Context as _, Result, anyhow};
-use ovfleet_gateway::{Config, Dependants, Gateway, StateError, StateLock};
+use ovfleet_gateway::{Config, Dependants, Gateway, InheritedSockets, StateError, StateLock};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -13,6 +13,7 @@ use crate::{args::ServeArgs, failure::Failure, service_manager};
 /// then. Dropped, it goes on to wait in a thread: for a process that ends.
 pub(crate) async fn wait(
     mut config: Config,
+    sockets: &InheritedSockets,
     args: &ServeArgs,
 ) -> Result<(Config, StateLock), Failure> {
     loop {
@@ -22,9 +23,9 @@ pub(crate) async fn wait(
                 args.config.display()
             )));
         };
-        Gateway::check(&config).context("cannot take over")?;
+        Gateway::check(&config, sockets).context("cannot take over")?;
         let lock = wait_for(&directory, &config).await?;
-        config = reread(config, args);
+        config = reread(config, sockets, args);
         if config.state_dir.as_deref() == Some(lock.directory()) {
             info!(state_dir = %directory.display(), "taking over");
             name_those_that_ended(
@@ -65,7 +66,7 @@ async fn wait_for(directory: &Path, config: &Config) -> Result<StateLock> {
 }
 
 /// The configuration as its files are now; what was checked before, if these cannot be used.
-fn reread(checked: Config, args: &ServeArgs) -> Config {
+fn reread(checked: Config, sockets: &InheritedSockets, args: &ServeArgs) -> Config {
     let unusable = |cause: &dyn Display| {
         warn!(%cause, "the configuration has changed and cannot be used: taking over with the one checked before");
     };
@@ -80,7 +81,7 @@ fn reread(checked: Config, args: &ServeArgs) -> Config {
         unusable(&"it has no state_dir");
         return checked;
     }
-    if let Err(error) = Gateway::check(&now) {
+    if let Err(error) = Gateway::check(&now, sockets) {
         unusable(&format!("{:#}", anyhow::Error::from(error)));
         return checked;
     }

@@ -18,7 +18,16 @@ pub struct ListenConfig {
     /// Where gRPC is served; at least one.
     pub grpc: Vec<GrpcListener>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served, in plain HTTP.
-    pub http: Vec<SocketAddr>,
+    pub http: Vec<HttpListener>,
+}
+
+/// One HTTP listener.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum HttpListener {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// TCP, and handed down to the process under this name.
+    Inherited(String),
 }
 
 /// One gRPC listener.
@@ -42,6 +51,26 @@ pub enum GrpcListener {
         /// Callers without a certificate may kill and signal.
         control: bool,
     },
+    /// A socket that was handed down to the process. What it is bound to says what is allowed on it.
+    Inherited {
+        /// Its name (`FileDescriptorName=` of systemd).
+        name: String,
+        /// Certificate, key, and whose clients are let in; of TCP only.
+        tls: Option<TlsFiles>,
+        /// Callers that nobody has identified may kill and signal.
+        control: bool,
+    },
+}
+
+impl GrpcListener {
+    /// The files of its TLS, if it has any.
+    pub(crate) fn tls(&self) -> Option<&TlsFiles> {
+        match self {
+            Self::Unix(_) | Self::Plaintext { .. } => None,
+            Self::Tls { files, .. } => Some(files),
+            Self::Inherited { tls, .. } => tls.as_ref(),
+        }
+    }
 }
 
 /// A Unix socket and who may connect to it.
@@ -131,6 +160,11 @@ fn read_grpc(value: &Value<'_>) -> Option<GrpcListener> {
                 ..SocketConfig::default()
             })),
             Address::Tcp(address) => plaintext(value, address, false),
+            Address::Inherited(name) => Some(GrpcListener::Inherited {
+                name,
+                tls: None,
+                control: false,
+            }),
         };
     }
     let mut section = value.section()?;
@@ -141,6 +175,7 @@ fn read_grpc(value: &Value<'_>) -> Option<GrpcListener> {
         None => None,
         Some(Address::Unix(path)) => Some(GrpcListener::Unix(read_socket(&mut section, path))),
         Some(Address::Tcp(address)) => read_tcp(value, &mut section, address),
+        Some(Address::Inherited(name)) => read_inherited(&mut section, name),
     };
     if listener.is_some() {
         section.finish();
@@ -190,6 +225,25 @@ fn read_tcp(
     })
 }
 
+fn read_inherited(section: &mut Section<'_>, name: String) -> Option<GrpcListener> {
+    let control = section.take("plaintext_control");
+    let allowed = control.as_ref().and_then(Value::boolean).unwrap_or(false);
+    let tls = match section.take("tls") {
+        None => None,
+        Some(tls) => Some(read_tls(&tls)?),
+    };
+    if let Some(control) = control
+        && tls.as_ref().is_some_and(|files| files.client_ca.is_some())
+    {
+        control.error("has no meaning here: callers of this listener show a certificate");
+    }
+    Some(GrpcListener::Inherited {
+        name,
+        tls,
+        control: allowed,
+    })
+}
+
 fn read_tls(value: &Value<'_>) -> Option<TlsFiles> {
     let mut section = value.section()?;
     let cert = section.require("cert").and_then(|value| value.path());
@@ -218,7 +272,7 @@ fn plaintext(value: &Value<'_>, address: SocketAddr, control: bool) -> Option<Gr
     Some(GrpcListener::Plaintext { address, control })
 }
 
-fn read_http(value: &Value<'_>) -> Option<SocketAddr> {
+fn read_http(value: &Value<'_>) -> Option<HttpListener> {
     let section = if value.is_table() {
         Some(value.section()?)
     } else {
@@ -235,7 +289,8 @@ fn read_http(value: &Value<'_>) -> Option<SocketAddr> {
         }
     };
     match address? {
-        Address::Tcp(address) => Some(address),
+        Address::Tcp(address) => Some(HttpListener::Tcp(address)),
+        Address::Inherited(name) => Some(HttpListener::Inherited(name)),
         Address::Unix(_) => {
             value.error("must be an IP address with port, such as \"127.0.0.1:7601\"");
             None
@@ -246,11 +301,22 @@ fn read_http(value: &Value<'_>) -> Option<SocketAddr> {
 enum Address {
     Unix(PathBuf),
     Tcp(SocketAddr),
+    Inherited(String),
 }
 
 impl Address {
     fn read(value: &Value<'_>) -> Option<Self> {
         let text = value.string()?;
+        if let Some(name) = text.strip_prefix("fd:") {
+            // The separator of the names in the environment.
+            if name.is_empty() || name.contains(':') {
+                value.error(
+                    "`fd:` needs a name, without colons: FileDescriptorName= of the socket unit",
+                );
+                return None;
+            }
+            return Some(Self::Inherited(name.to_owned()));
+        }
         match text.strip_prefix("unix:") {
             Some("") => {
                 value.error("`unix:` needs a path");

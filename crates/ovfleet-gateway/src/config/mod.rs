@@ -37,7 +37,9 @@ pub use discover::{DiscoverConfig, DiscoverSource};
 pub use error::{ConfigError, ConfigErrors, Place};
 pub use instance::InstanceConfig;
 pub use limits::{JournalLimits, Limits};
-pub use listen::{DEFAULT_SOCKET, GrpcListener, ListenConfig, SocketConfig, TlsFiles};
+pub use listen::{
+    DEFAULT_SOCKET, GrpcListener, HttpListener, ListenConfig, SocketConfig, TlsFiles,
+};
 pub use mux::{MuxAddress, MuxConfig};
 
 use crate::listen::load_tls;

@@ -226,7 +226,10 @@ file = "targets/*.json"
         "{files:?}"
     );
     assert_eq!(files.key, Path::new("/etc/gw.key"));
-    assert_eq!(config.listen.http, ["127.0.0.1:7601".parse().unwrap()]);
+    assert_eq!(
+        config.listen.http,
+        [HttpListener::Tcp("127.0.0.1:7601".parse().unwrap())]
+    );
     assert_eq!(
         config.journal,
         JournalLimits {
@@ -354,6 +357,48 @@ fn an_empty_file_gives_the_defaults() {
         panic!("{:?}", config.listen)
     };
     assert_eq!(socket.mode, 0o660);
+}
+
+/// A socket that was handed down takes the keys of a TCP one; whether they fit is seen when it is there.
+#[test]
+fn sockets_may_be_handed_down() {
+    let text = "[listen]\nhttp = \"fd:web\"\ngrpc = [\"fd:near\", \
+                { address = \"fd:far\", tls = { cert = \"a\", key = \"b\" }, plaintext_control = true }]";
+    let config = load(text).unwrap();
+    assert_eq!(
+        config.listen.http,
+        [HttpListener::Inherited("web".to_owned())]
+    );
+    let [
+        GrpcListener::Inherited {
+            name,
+            tls: None,
+            control: false,
+        },
+        GrpcListener::Inherited {
+            tls: Some(_),
+            control: true,
+            ..
+        },
+    ] = &config.listen.grpc[..]
+    else {
+        panic!("{:?}", config.listen)
+    };
+    assert_eq!(name, "near");
+    for (listener, message) in [
+        ("\"fd:\"", "needs a name"),
+        ("\"fd:a:b\"", "needs a name"),
+        ("{ address = \"fd:a\", mode = \"0600\" }", "mode"),
+        (
+            "{ address = \"fd:a\", plaintext_control = true, tls = { cert = \"a\", key = \"b\", client_ca = \"c\" } }",
+            "no meaning here",
+        ),
+    ] {
+        let errors = load(&format!("[listen]\ngrpc = {listener}"))
+            .unwrap_err()
+            .to_string();
+        assert!(errors.contains(message), "{listener}: {errors}");
+    }
 }
 
 /// Whoever edits the file gets every mistake at once, with file, line and key.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     bind::{BindError, UnixSocket, bind_tcp, bind_unix},
+    inherited::InheritedSocket,
     serve::{serve_http1, serve_http2},
 };
 use crate::{
@@ -116,6 +117,31 @@ impl Listener {
         let bound = listener.local_addr().unwrap_or(address);
         Ok(Self {
             socket: Socket::Tcp(listener, bound),
+            tls: None,
+            read_only,
+        })
+    }
+
+    /// A socket that was handed down: bound already, and maybe another process accepts from it too.
+    pub(crate) fn inherited(socket: InheritedSocket, read_only: bool) -> Result<Self, BindError> {
+        let shown = socket.to_string();
+        let bind_error = |source| BindError::Io {
+            address: shown.clone(),
+            source,
+        };
+        let socket = match socket {
+            InheritedSocket::Unix(listener) => {
+                let listener = UnixSocket::inherited(listener).map_err(bind_error)?;
+                Socket::Unix(listener, shown)
+            }
+            InheritedSocket::Tcp(listener) => {
+                let listener = TcpListener::from_std(listener).map_err(&bind_error)?;
+                let address = listener.local_addr().map_err(&bind_error)?;
+                Socket::Tcp(listener, address)
+            }
+        };
+        Ok(Self {
+            socket,
             tls: None,
             read_only,
         })

@@ -56,7 +56,18 @@ pub enum BindError {
 #[derive(Debug)]
 pub(crate) struct UnixSocket {
     pub(crate) listener: UnixListener,
-    _file: SocketFile,
+    /// `None`: the file is somebody else's.
+    _file: Option<SocketFile>,
+}
+
+impl UnixSocket {
+    /// A socket that was handed down.
+    pub(super) fn inherited(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        Ok(Self {
+            listener: UnixListener::from_std(listener)?,
+            _file: None,
+        })
+    }
 }
 
 /// The file of a bound socket.
@@ -130,7 +141,7 @@ pub(crate) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> 
         ))?;
         Ok(UnixSocket {
             listener,
-            _file: file,
+            _file: Some(file),
         })
     };
     bind().map_err(|source| bind_error(&address, source))

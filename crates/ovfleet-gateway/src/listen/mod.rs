@@ -5,6 +5,7 @@
 
 mod accept;
 mod bind;
+mod inherited;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ mod tls;
 pub(crate) use accept::{Admission, Handshake, Listener, Service, certificate, set_options};
 pub use bind::BindError;
 pub(crate) use bind::{UnixSocket, bind_tcp, bind_unix};
+pub use inherited::{InheritError, InheritedSockets};
 pub(crate) use serve::GrpcService;
 pub use tls::TlsError;
 pub(crate) use tls::load as load_tls;

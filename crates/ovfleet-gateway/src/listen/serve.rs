@@ -21,8 +21,8 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
-    time::sleep,
+    sync::{Semaphore, SetOnce},
+    time::{sleep, timeout},
 };
 use tokio_util::{
     sync::CancellationToken,
@@ -48,6 +48,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// How long a caller may take, in a drain, for the end of its last answer. One
 /// whose process stands still would hold up the drain otherwise.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a caller that has just connected may take, in a drain, for its first call. It came while we still
+/// accepted, or waited in the queue of a socket that outlives us: told at once that we leave, its call would cross
+/// the message and fail.
+const FIRST_CALL_MAX: Duration = Duration::from_secs(1);
 /// How long a caller of the HTTP port may take for the headers of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -89,6 +93,8 @@ struct Called {
     routes: Routes,
     caller: Caller,
     calls: Calls,
+    /// Whether it has made one.
+    first_call: Arc<SetOnce<()>>,
     /// Its calls whose answers are not out yet.
     under_way: TaskTracker,
 }
@@ -126,6 +132,10 @@ impl hyper::service::Service<Request<Incoming>> for Called {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let call = self.under_way.token();
+        if !self.first_call.initialized() {
+            // Another call of this connection may be the first one; that is as good.
+            let _ = self.first_call.set(());
+        }
         let Ok(permit) = Arc::clone(&self.calls.free).try_acquire_owned() else {
             let refusal = status::call_limit(self.calls.max).into_http();
             return Box::pin(async { Ok(refusal.map(|body| Answer { body, _call: call })) });
@@ -158,10 +168,12 @@ pub(super) async fn serve_http2<S>(
     } = service;
     let present = activity.caller_present();
     let under_way = TaskTracker::new();
+    let first_call = Arc::new(SetOnce::new());
     let called = Called {
         routes,
         caller,
         calls,
+        first_call: Arc::clone(&first_call),
         under_way: under_way.clone(),
     };
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -177,9 +189,14 @@ pub(super) async fn serve_http2<S>(
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), called));
+    let leaving = async {
+        stop.cancelled().await;
+        // Without a call it is not waited for.
+        let _ = timeout(FIRST_CALL_MAX, first_call.wait()).await;
+    };
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = stop.cancelled() => {
+        () = leaving => {
             connection.as_mut().graceful_shutdown();
             under_way.close();
             let farewell = async {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use axum::{Extension, Router, body::Body, extract::Request, routing::get};
+use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
@@ -36,6 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A listener whose only service says who calls, until dropped.
 struct Serving {
     address: String,
+    activity: Activity,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -55,11 +57,13 @@ impl Serving {
             format!("{} {rights}", caller.name())
         };
         let routes = Router::new().route("/who", get(who)).into();
-        let service = Service::Grpc(GrpcService::new(routes, Activity::new(), limits));
+        let activity = Activity::new();
+        let service = Service::Grpc(GrpcService::new(routes, activity.clone(), limits));
         let (address, stop) = (listener.address(), CancellationToken::new());
         let task = tokio::spawn(listener.run(service, admission, stop.clone()));
         Self {
             address,
+            activity,
             stop,
             task,
         }
@@ -91,8 +95,13 @@ where
 {
     let handshake =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await?;
+    let (sender, connection) = handshake.await?;
     tokio::spawn(connection);
+    ask(sender).await
+}
+
+/// Asks over a connection that stands.
+async fn ask(mut sender: SendRequest<Body>) -> Result<String, Box<dyn std::error::Error>> {
     let request = Request::get("http://gateway/who").body(Body::empty())?;
     let response = timeout(PATIENCE, sender.send_request(request)).await??;
     let body = axum::body::to_bytes(Body::new(response.into_body()), 1_000).await?;
@@ -444,6 +453,29 @@ async fn a_caller_that_stands_still_does_not_hold_up_the_end() {
     still.read_exact(&mut [0; 9]).await.unwrap();
     serving.stop.cancel();
     timeout(PATIENCE / 2, &mut serving.task)
+        .await
+        .expect("ends")
+        .unwrap();
+}
+
+/// A caller that comes as the listener stops must get its answer: where the socket outlives the process it could not
+/// know better.
+#[tokio::test]
+async fn who_has_just_come_gets_an_answer() {
+    let mut serving = listen(Listener::tcp(loopback(), true).unwrap());
+    let stream = TcpStream::connect(serving.tcp()).await.unwrap();
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.unwrap();
+    let mut connection = tokio::spawn(connection);
+    while serving.activity.connections() == 0 {
+        tokio::task::yield_now().await;
+    }
+    serving.stop.cancel();
+    let sent_away = timeout(PATIENCE / 100, &mut connection).await;
+    assert!(sent_away.is_err(), "before its first call: {sent_away:?}");
+    assert!(ask(sender).await.unwrap().starts_with("addr:"));
+    timeout(PATIENCE, &mut serving.task)
         .await
         .expect("ends")
         .unwrap();
