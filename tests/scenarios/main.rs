@@ -25,6 +25,7 @@ mod standard;
 mod standby;
 mod together;
 mod tool_certificates;
+mod tool_effects;
 mod tool_limits;
 mod tools;
 mod view;

@@ -13,11 +13,12 @@ use tokio::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-struct Tool(BufReader<UnixStream>);
+/// A tool on a virtual socket.
+pub(crate) struct Tool(BufReader<UnixStream>);
 
 impl Tool {
     /// One that was greeted.
-    async fn open(path: &Path) -> Result<Self> {
+    pub(crate) async fn open(path: &Path) -> Result<Self> {
         let stream = poll_until("the virtual socket", DEADLINE, async || {
             Ok(UnixStream::connect(path).await.ok())
         });
@@ -26,18 +27,18 @@ impl Tool {
         Ok(tool)
     }
 
-    async fn say(&mut self, text: &str) -> Result<()> {
+    pub(crate) async fn say(&mut self, text: &str) -> Result<()> {
         Ok(self.0.get_mut().write_all(text.as_bytes()).await?)
     }
 
-    async fn line(&mut self) -> Result<String> {
+    pub(crate) async fn line(&mut self) -> Result<String> {
         let mut line = Vec::new();
         timeout(DEADLINE, self.0.read_until(b'\n', &mut line)).await??;
         let line = line.strip_suffix(b"\r\n").context("cut")?;
         Ok(String::from_utf8_lossy(line).into_owned())
     }
 
-    async fn ask(&mut self, command: &str) -> Result<String> {
+    pub(crate) async fn ask(&mut self, command: &str) -> Result<String> {
         self.say(&format!("{command}\n")).await?;
         self.line().await
     }

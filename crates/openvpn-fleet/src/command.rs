@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::action::{ActionContext, TargetError};
+use crate::effect::{Effect, is_taken};
 use crate::event::{Detail, Event};
 use crate::fleet::{Fleet, Shared};
 use crate::instance::Instance;
@@ -177,10 +178,10 @@ impl Fleet {
         context: &ActionContext,
     ) -> Result<Reply, CommandError> {
         let limits = Limits::new(&self.shared, context);
-        let is_release = command == Command::Hold(HoldRequest::Release);
+        let effect = Effect::of(&command);
         let reply = send(instance, command, None, context, &limits).await?;
-        if is_release {
-            note_release(&self.shared, instance);
+        if let Some(effect) = effect.filter(|_| is_taken(&reply)) {
+            effect.note(&self.shared, instance, None);
         }
         Ok(reply)
     }
@@ -395,7 +396,7 @@ async fn give_answer(
 }
 
 /// Closes a question that the daemon took the answer to: it does not say so itself.
-fn close(shared: &Shared, instance: &Instance, id: u64) {
+pub(crate) fn close(shared: &Shared, instance: &Instance, id: u64) {
     let closed = instance.update(|table| table.close_question(id));
     if let Some(question) = closed {
         let question = Box::new(question);
@@ -409,7 +410,7 @@ fn close(shared: &Shared, instance: &Instance, id: u64) {
 
 /// Notes that a daemon holds no longer: it does not say so itself, and may take long until it is CONNECTED. One that
 /// holds again does so after a restart, which takes it a second.
-fn note_release(shared: &Shared, instance: &Instance) {
+pub(crate) fn note_release(shared: &Shared, instance: &Instance) {
     let was_holding = instance.update(|table| {
         let was_holding = std::mem::take(&mut table.status.holding);
         if was_holding {

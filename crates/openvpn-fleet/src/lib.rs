@@ -14,6 +14,7 @@ pub mod action;
 mod apply;
 mod client;
 mod command;
+mod effect;
 pub mod event;
 mod event_filter;
 pub mod failpoint;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
-use openvpn_fleet::Instance;
+use openvpn_fleet::{Fleet, Instance};
 use openvpn_management::{Command, Text};
 use openvpn_session::{Answer, Call, CallError, CallerId, Condition, Lane, Listener, NotSent};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -36,6 +36,7 @@ type SharedAnswer = Shared<BoxFuture<'static, Outcome>>;
 
 /// One daemon's slot: what its tools share.
 pub struct Slot {
+    fleet: Fleet,
     instance: Arc<Instance>,
     counts: Arc<Counts>,
     places: Arc<Semaphore>,
@@ -67,8 +68,9 @@ pub(crate) struct Place {
 impl Slot {
     /// The slot of an instance, without tools; what they do is added to `counts`.
     #[must_use]
-    pub fn new(instance: Arc<Instance>, counts: Arc<Counts>) -> Arc<Self> {
+    pub fn new(fleet: Fleet, instance: Arc<Instance>, counts: Arc<Counts>) -> Arc<Self> {
         Arc::new(Self {
+            fleet,
             instance,
             counts,
             places: Arc::new(Semaphore::new(TOOLS_MAX)),
@@ -125,7 +127,7 @@ impl Slot {
                 guard: None,
                 deadline: deadline.into_std(),
             };
-            match self.instance.call(call).await {
+            match self.fleet.relay(&self.instance, call).await {
                 Ok(answer) => return Ok(Arc::new(answer)),
                 // A daemon that hangs lets its tools wait; so do we, as long as it is the same session.
                 Err(CallError::NotSent(

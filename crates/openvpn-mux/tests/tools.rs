@@ -59,7 +59,7 @@ impl Lab {
         fleet.set_instances(vec![spec]).await.unwrap();
         let instance = fleet.instance("eu1").unwrap();
         let counts = Arc::new(Counts::default());
-        let slot = Slot::new(Arc::clone(&instance), Arc::clone(&counts));
+        let slot = Slot::new(fleet.clone(), Arc::clone(&instance), Arc::clone(&counts));
         let lab = Self {
             fleet,
             daemon,

@@ -113,7 +113,8 @@ impl MuxSockets {
                 continue;
             }
             if let Some(instance) = self.fleet.instance(name.as_str()) {
-                let slot = Slot::new(instance, Arc::clone(&self.figures.counts));
+                let counts = Arc::clone(&self.figures.counts);
+                let slot = Slot::new(self.fleet.clone(), instance, counts);
                 self.figures.slots().insert(name.clone(), Arc::clone(&slot));
                 self.open
                     .insert(name, Open::new(&slot, config, &self.admission));
