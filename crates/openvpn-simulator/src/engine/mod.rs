@@ -104,6 +104,42 @@ impl Signal {
     }
 }
 
+/// Lines of one kind in a row, as `mute` counts them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Muted {
+    kind: LogKind,
+    /// How often OpenVPN has asked itself whether to write one, those left out included.
+    count: i32,
+}
+
+/// Which lines `mute` takes for alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LogKind {
+    /// One that has no like. OpenVPN knows more kinds, of handshakes, packets and sockets.
+    #[default]
+    Other,
+    /// A name or an address that is none.
+    Resolve,
+    /// What a manager typed.
+    Command,
+    /// What else there is to say about a manager, states included.
+    Management,
+}
+
+impl LogKind {
+    fn of(text: &[u8]) -> Self {
+        if text.starts_with(b"MANAGEMENT: CMD ") {
+            Self::Command
+        } else if text.starts_with(b"MANAGEMENT: ") {
+            Self::Management
+        } else if text.starts_with(b"RESOLVE: ") {
+            Self::Resolve
+        } else {
+            Self::Other
+        }
+    }
+}
+
 /// What the owner must do to the socket after the engine has had its say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
@@ -197,6 +233,8 @@ pub(crate) struct Engine {
     hold: bool,
     verb: i32,
     mute: i32,
+    /// The lines of one kind that the log has had in a row.
+    muted: Muted,
     auth_retry: &'static str,
     env_filter: i32,
 
@@ -259,6 +297,7 @@ impl Engine {
             hold: settings.hold,
             verb: 3,
             mute: 0,
+            muted: Muted::default(),
             auth_retry: "none",
             env_filter: 0,
             questions: VecDeque::new(),
@@ -525,12 +564,42 @@ impl Engine {
         } else {
             3
         };
-        if self.verb < level {
+        if self.verb < level || self.mutes(text.as_ref()) {
             return;
         }
+        self.write_log(flags, text.as_ref());
+    }
+
+    /// Whether `mute` leaves the line out. OpenVPN asks itself up to three times before it writes a line, and counts each
+    /// time, so that `mute 2` lets none of several alike through, and `mute 4` one.
+    fn mutes(&mut self, text: &[u8]) -> bool {
+        let kind = LogKind::of(text);
+        self.mute > 0 && (0..3).any(|_| self.mutes_once(kind))
+    }
+
+    /// OpenVPN's `dont_mute`, the other way round.
+    fn mutes_once(&mut self, kind: LogKind) -> bool {
+        if kind != LogKind::Other && kind == self.muted.kind {
+            if self.muted.count == self.mute {
+                self.write_log("", b"NOTE: --mute triggered...");
+            }
+            self.muted.count = self.muted.count.saturating_add(1);
+            return self.muted.count > self.mute;
+        }
+        let suppressed = self.muted.count.saturating_sub(self.mute);
+        if suppressed > 0 {
+            let (words, mute) = ("suppressed by --mute", self.mute);
+            let note = format!("{suppressed} variation(s) on previous {mute} message(s) {words}");
+            self.write_log("", note.as_bytes());
+        }
+        self.muted = Muted { kind, count: 1 };
+        false
+    }
+
+    fn write_log(&mut self, flags: &str, text: &[u8]) {
         let time = self.clock().0;
         let mut line = format!("{time},{flags},").into_bytes();
-        line.extend_from_slice(text.as_ref());
+        line.extend_from_slice(text);
         self.logs.push(&line);
         if self.session.as_ref().is_some_and(|session| session.log) {
             self.say_bytes(&[b">LOG:", &line]);
