@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod parity;
 mod prompts;
 mod real;
 mod script;
@@ -110,6 +111,25 @@ async fn status_and_unsolicited_blocks() {
         },
     )
     .await;
+}
+
+#[tokio::test]
+async fn status_of_three_clients() {
+    let daemon = tcp("13").start().await.unwrap();
+    for (name, address) in [
+        ("alice", "10.250.7.2:35149"),
+        ("carol", "127.0.0.1:46485"),
+        ("bob", "127.0.0.1:39931"),
+    ] {
+        daemon.connect(client(name, address)).await.unwrap();
+    }
+    let transcript =
+        include_str!("../../../openvpn-management/tests/transcripts/13-status-3-clients.txt");
+    let comparison = Comparison {
+        noise: &["Max bcast/mcast queue length"],
+        ..Comparison::default()
+    };
+    play(&daemon, "13", transcript, comparison, no_steps).await;
 }
 
 #[tokio::test]

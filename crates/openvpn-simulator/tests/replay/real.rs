@@ -27,7 +27,16 @@ const NOISE: &[&str] = &[
 // ---- a real server and its client
 
 /// A process that does not outlive its test.
-struct Process(Child);
+pub(crate) struct Process(Child);
+
+impl Process {
+    /// SIGTERM, from outside.
+    pub(crate) fn terminate(&self) {
+        let pid = self.0.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -37,7 +46,7 @@ impl Drop for Process {
     }
 }
 
-fn openvpn(directory: &Path, name: &str, config: &str) -> Process {
+pub(crate) fn openvpn(directory: &Path, name: &str, config: &str) -> Process {
     let path = directory.join(format!("{name}.conf"));
     fs::write(&path, config).unwrap();
     let log = fs::File::create(directory.join(format!("{name}.log"))).unwrap();
@@ -52,14 +61,14 @@ fn openvpn(directory: &Path, name: &str, config: &str) -> Process {
 }
 
 /// An authority and one certificate of its for each end.
-struct Pki {
+pub(crate) struct Pki {
     authority: String,
-    server: String,
+    pub(crate) server: String,
     client: String,
 }
 
 impl Pki {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let named = |name: &str| {
             let mut params = CertificateParams::default();
             params.distinguished_name = DistinguishedName::new();
@@ -160,6 +169,11 @@ impl Pair {
         pair
     }
 
+    fn addresses(&self) -> [Address; 2] {
+        let real = self.directory.path().join("real.sock");
+        [Address::Unix(real), self.simulated.address().clone()]
+    }
+
     /// Reads from both up to a line and compares.
     async fn read_both(&mut self, what: &str, last: impl Fn(&str) -> bool) {
         let mut heard = Vec::new();
@@ -234,7 +248,7 @@ fn compare(what: &str, real: &[String], simulated: &[String]) {
     assert_eq!(prepare(simulated), prepare(real), "after {what}");
 }
 
-fn free_port() -> io::Result<u16> {
+pub(crate) fn free_port() -> io::Result<u16> {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
     Ok(socket.local_addr()?.port())
 }
@@ -281,8 +295,6 @@ async fn commands_without_clients() {
                 pair.ask(&bytes).await;
             }
         }
-        // The simulated log is never muted.
-        pair.ask(b"mute 0\n").await;
     }
 }
 
@@ -316,6 +328,154 @@ async fn every_command_of_help() {
         pair.ask(b"verb 3\nmute 0\nlog off\nstate off\necho off\nenv-filter 0\nbytecount 0\n")
             .await;
     }
+}
+
+/// Each command as it is meant, beside those above that are not.
+const MEANT: &str = "\
+auth-retry interact
+auth-retry
+auth-retry nointeract
+auth-retry none
+bytecount 5
+bytecount 0
+certificate
+client-auth 0 1
+push \"route 10.0.0.0\"
+END
+client-auth-nt 0 1
+client-deny 0 1 reason \"client reason\"
+client-kill 0
+client-kill 0 HALT
+client-pending-auth 0 1 CR_TEXT:R:x 30
+cr-response YQ==
+echo on
+echo 1
+echo all
+echo all off
+echo off all
+env-filter 2
+env-filter
+forget-passwords
+hold on
+hold
+hold release
+hold off
+hold
+kill alice
+kill 127.0.0.1:1
+load-stats
+log on
+log 1
+log off
+log 2
+mute
+mute 40
+mute
+mute 0
+nclients
+needok token-insertion-request ok
+needstr name value
+net
+password Auth x
+pid
+pk-sig
+pkcs11-id-count
+pkcs11-id-get 0
+proxy HTTP 127.0.0.1 80
+proxy NONE
+remote ACCEPT
+remote MOD 127.0.0.1 1194
+remote SKIP 1
+remote-entry-count
+remote-entry-get all
+rsa-sig
+signal SIGUSR2
+signal SIGKILL
+state on all
+state off
+state 2
+status
+status 1
+status 2
+status 3
+status 4
+test 3
+username Auth x
+verb
+verb 4
+verb 16
+verb 3
+version 3
+version
+help";
+
+/// The other half of the commands: with arguments that make sense.
+#[tokio::test]
+async fn every_command_as_it_is_meant() {
+    let mut pair = Pair::start(6, Start::AtOnce).await;
+    let mut lines = MEANT.lines();
+    while let Some(line) = lines.next() {
+        let mut bytes = format!("{line}\n");
+        if line.starts_with("client-auth ") {
+            let block = lines.by_ref().take(2);
+            block.for_each(|line| bytes.push_str(&format!("{line}\n")));
+        }
+        pair.ask(bytes.as_bytes()).await;
+    }
+}
+
+/// Lines of one kind are left out of the log after some in a row, and counted when one of another kind comes.
+#[tokio::test]
+async fn a_muted_log() {
+    let mut pair = Pair::start(7, Start::AtOnce).await;
+    for command in [
+        "log on", "mute 2", "pid", "pid", "verb", "mute", "mute 7", "pid", "mute 0", "pid",
+        "log 3", "kill a:b", "mute 1", "pid", "kill a:b", "pid", "kill a:b", "mute 9", "pid",
+        "pid", "pid", "pid", "kill a:b", "kill a:b", "pid", "log off", "log 25",
+    ] {
+        pair.ask(format!("{command}\n").as_bytes()).await;
+    }
+}
+
+/// Both words for leaving, alone and behind a command; whoever comes next is greeted.
+#[tokio::test]
+async fn leaving() {
+    let mut pair = Pair::start(8, Start::AtOnce).await;
+    for bytes in [&b"exit\n"[..], b"quit\n", b"pid\nexit\npid\n"] {
+        for (number, address) in pair.addresses().into_iter().enumerate() {
+            let manager = &mut pair.managers[number];
+            manager.send(bytes).await;
+            assert_eq!(manager.line().await, None, "{}", bytes.escape_ascii());
+            *manager = Manager::connect_to(&address).await;
+        }
+        pair.read_both("the greeting", |line| line.starts_with(">INFO:"))
+            .await;
+        pair.ask(b"pid\n").await;
+    }
+}
+
+/// One manager at a time: the next one's connection is taken, and waits without a word until the first has left; what it
+/// has sent by then is done.
+#[tokio::test]
+async fn managers_wait_in_line() {
+    let mut pair = Pair::start(9, Start::AtOnce).await;
+    let mut waiting = Vec::new();
+    for address in pair.addresses() {
+        let mut next = Manager::connect_to(&address).await;
+        next.send(b"pid\n").await;
+        waiting.push(next);
+    }
+    pair.ask(b"status\n").await;
+    for manager in &mut pair.managers {
+        manager.send(b"exit\n").await;
+        assert_eq!(manager.line().await, None);
+    }
+    pair.managers = waiting.try_into().ok().unwrap();
+    pair.read_both("the greeting, and pid", |line| {
+        line.starts_with("SUCCESS: pid=")
+    })
+    .await;
+    pair.ask(b"verb\n").await;
 }
 
 impl Manager {

@@ -218,6 +218,14 @@ pub(crate) fn normalise(line: &str) -> String {
     for device in ["tun-a", "tun-c", "tun-s", "tun-h", "capt1", "capt6"] {
         normal = normal.replace(device, "tun0");
     }
+    if let Some(start) = [" tun", "=tun"].iter().find_map(|word| normal.find(word)) {
+        // The kernel numbers them.
+        let number = start + " tun".len();
+        let rest = normal[number..].trim_start_matches(|next: char| next.is_ascii_digit());
+        if rest.len() < normal.len() - number {
+            normal = format!("{}0{rest}", &normal[..number]);
+        }
+    }
     normal
 }
 
@@ -300,12 +308,24 @@ pub(crate) async fn play(
     comparison: Comparison,
     scenario: impl AsyncFn(&Daemon, &str),
 ) {
+    let scenario = async |step: &str| scenario(daemon, step).await;
+    play_at(daemon.address(), name, transcript, comparison, scenario).await;
+}
+
+/// The same against whatever listens there.
+pub(crate) async fn play_at(
+    address: &Address,
+    name: &str,
+    transcript: &str,
+    comparison: Comparison,
+    scenario: impl AsyncFn(&str),
+) {
     let mut manager: Option<Manager> = None;
     let steps = parse(transcript);
     let mut steps = steps.iter().peekable();
     while let Some(step) = steps.next() {
         if let (Step::Connect, _) = (step, &manager) {
-            manager = Some(Manager::connect(daemon).await);
+            manager = Some(Manager::connect_to(address).await);
             continue;
         }
         if step == &Step::ClientCloses {
@@ -317,7 +337,7 @@ pub(crate) async fn play(
             Step::Connect | Step::ClientCloses => {}
             Step::Send(bytes) => connected.send(bytes).await,
             Step::Scenario(step) if step == "half-close" => connected.half_close().await,
-            Step::Scenario(step) => scenario(daemon, step).await,
+            Step::Scenario(step) => scenario(step).await,
             Step::ExpectUnended(text) => connected.expect_bytes(text.as_bytes()).await,
             Step::ServerCloses => {
                 while let Some(line) = connected.line().await {
