@@ -23,6 +23,7 @@ mod shutdown;
 mod slow;
 mod standard;
 mod standby;
+mod stunnel;
 mod together;
 mod tool_certificates;
 mod tool_effects;

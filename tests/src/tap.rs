@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     net::Ipv4Addr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -46,10 +49,18 @@ pub struct Tap {
     address: String,
     port: Option<u16>,
     lines: Lines,
+    forwarded: Arc<AtomicU64>,
     valve: watch::Sender<Valve>,
     // Ends the relay with the tap.
     _task: JoinSet<()>,
     _directory: Option<TempDir>,
+}
+
+/// What the relay leaves behind.
+#[derive(Clone)]
+struct Record {
+    lines: Lines,
+    forwarded: Arc<AtomicU64>,
 }
 
 type Lines = Arc<Mutex<VecDeque<TapLine>>>;
@@ -110,6 +121,7 @@ impl Tap {
         directory: Option<TempDir>,
     ) -> Self {
         let lines = Lines::default();
+        let forwarded = Arc::new(AtomicU64::new(0));
         let (valve, valve_seen) = watch::channel(Valve {
             held: false,
             cuts: 0,
@@ -118,13 +130,17 @@ impl Tap {
         task.spawn(serve(
             listener,
             target.to_owned(),
-            Arc::clone(&lines),
+            Record {
+                lines: Arc::clone(&lines),
+                forwarded: Arc::clone(&forwarded),
+            },
             valve_seen,
         ));
         Self {
             address,
             port,
             lines,
+            forwarded,
             valve,
             _task: task,
             _directory: directory,
@@ -141,6 +157,12 @@ impl Tap {
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.port
+    }
+
+    /// How many bytes were said to the program behind so far.
+    #[must_use]
+    pub fn forwarded(&self) -> u64 {
+        self.forwarded.load(Ordering::Relaxed)
     }
 
     /// The lines the program behind wrote so far.
@@ -174,7 +196,7 @@ impl Tap {
     }
 }
 
-async fn serve(listener: Listener, target: String, lines: Lines, valve: watch::Receiver<Valve>) {
+async fn serve(listener: Listener, target: String, record: Record, valve: watch::Receiver<Valve>) {
     // Dropped with this task, which ends the connections.
     let mut connections = JoinSet::new();
     loop {
@@ -191,10 +213,10 @@ async fn serve(listener: Listener, target: String, lines: Lines, valve: watch::R
         };
         let Ok(front) = accepted else { return };
         let target = target.clone();
-        let lines = Arc::clone(&lines);
+        let record = record.clone();
         let valve = valve.clone();
         // A connection that fails is closed on both sides: that is the whole report.
-        connections.spawn(async move { relay(front, &target, lines, valve).await.ok() });
+        connections.spawn(async move { relay(front, &target, record, valve).await.ok() });
         while connections.try_join_next().is_some() {}
     }
 }
@@ -202,15 +224,21 @@ async fn serve(listener: Listener, target: String, lines: Lines, valve: watch::R
 async fn relay(
     front: Duplex,
     target: &str,
-    lines: Lines,
+    record: Record,
     mut valve: watch::Receiver<Valve>,
 ) -> Result<()> {
     let cuts = valve.borrow().cuts;
     let back = connect(target).await?;
     let (front_read, front_write) = tokio::io::split(front);
     let (back_read, back_write) = tokio::io::split(back);
-    let forward = pump(front_read, back_write, valve.clone(), None);
-    let backward = pump(back_read, front_write, valve.clone(), Some(lines));
+    let forward = pump(front_read, back_write, valve.clone(), |chunk| {
+        let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+        record.forwarded.fetch_add(length, Ordering::Relaxed);
+    });
+    let mut partial = Vec::new();
+    let backward = pump(back_read, front_write, valve.clone(), |chunk| {
+        keep_lines(chunk, &mut partial, &record.lines);
+    });
     tokio::select! {
         ended = forward => ended,
         ended = backward => ended,
@@ -234,24 +262,21 @@ async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut valve: watch::Receiver<Valve>,
-    lines: Option<Lines>,
+    mut record: impl FnMut(&[u8]),
 ) -> Result<()> {
     let mut chunk = vec![0; CHUNK];
-    let mut partial = Vec::new();
     loop {
         let length = from.read(&mut chunk).await?;
         if length == 0 {
             return Ok(());
         }
-        if let Some(lines) = &lines {
-            record(&chunk[..length], &mut partial, lines);
-        }
+        record(&chunk[..length]);
         valve.wait_for(|valve| !valve.held).await?;
         to.write_all(&chunk[..length]).await?;
     }
 }
 
-fn record(chunk: &[u8], partial: &mut Vec<u8>, lines: &Lines) {
+fn keep_lines(chunk: &[u8], partial: &mut Vec<u8>, lines: &Lines) {
     let at = Instant::now();
     let mut lines = lock(lines);
     for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
