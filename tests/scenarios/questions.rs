@@ -1,5 +1,6 @@
 //! What daemons ask is answered through the API alone, and no secret of it shows anywhere.
 
+mod command_line;
 mod route;
 mod signing;
 mod token;
@@ -691,10 +692,45 @@ async fn ensure_unseen(
         format!("{:?}", events.received()),
         format!("{:?}", api.instances().await?),
         gateway.log(),
+        gateway.http_get("/metrics").await?.1,
+        by_command_line(gateway, instance).await?,
     ];
+    // What was done is in the log, with who did it; the secret is not.
+    ensure!(gateway.log().contains("caller="), "{}", gateway.log());
     ensure!(
         !shown.iter().any(|text| text.contains(secret)),
         "{secret} shows"
     );
     Ok(())
+}
+
+/// All that the command line tells of an instance.
+async fn by_command_line(gateway: &Gateway, instance: &str) -> Result<String> {
+    let mut said = String::new();
+    for line in [
+        &["instances", "-o", "json"][..],
+        &["questions", "-o", "json"],
+        &["summary"],
+        &["clients", "--wide"],
+        &["log"],
+        &["state"],
+        &["exec", "--instance", instance, "log all"],
+        &["exec", "--instance", instance, "state all"],
+        &[
+            "events",
+            "--from",
+            "oldest",
+            "--no-follow",
+            "--kind",
+            "*",
+            "-o",
+            "jsonl",
+        ],
+        &["watch", "--once"],
+    ] {
+        let output = gateway.cli(line).await?;
+        // One that fails tells something too.
+        said += &format!("{line:?} {output:?}\n");
+    }
+    Ok(said)
 }

@@ -394,6 +394,15 @@ impl Gateway {
         run_cli(arguments, &[("OVFLEET_GATEWAY", &gateway)]).await
     }
 
+    /// Runs `ovfleet ARGS` against it, with this on its standard input.
+    ///
+    /// # Errors
+    /// It cannot be run, or does not end. A failing exit code is no error.
+    pub async fn cli_told(&self, arguments: &[&str], input: &str) -> Result<CliOutput> {
+        let gateway = format!("unix:{}", self.socket());
+        run(arguments, &[("OVFLEET_GATEWAY", &gateway)], input).await
+    }
+
     /// Runs `ovfleet ARGS -o json`, which has to succeed, and gives what it printed.
     ///
     /// # Errors
@@ -497,10 +506,19 @@ impl Drop for Gateway {
 /// # Errors
 /// It cannot be run, or does not end. A failing exit code is no error.
 pub async fn run_cli(arguments: &[&str], environment: &[(&str, &str)]) -> Result<CliOutput> {
+    run(arguments, environment, "").await
+}
+
+async fn run(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Result<CliOutput> {
     let mut command = tokio::process::Command::from(mortal(binary()?));
     command.args(arguments).envs(environment.iter().copied());
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(CLI_TIMEOUT, command.output())
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    // One that does not read its input may have ended before.
+    let _ = stdin.write_all(input.as_bytes()).await;
+    drop(stdin);
+    let output = tokio::time::timeout(CLI_TIMEOUT, child.wait_with_output())
         .await
         .with_context(|| format!("`ovfleet {}` did not end", arguments.join(" ")))??;
     Ok(CliOutput {
