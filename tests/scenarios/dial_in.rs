@@ -1,6 +1,9 @@
 //! Daemons that dial in end with the gateway, which says so before it ends.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use ovfleet_tests::{Api, Gateway, GatewayConfig, InstanceConfig, Server, Signal, poll_until};
@@ -10,10 +13,14 @@ const SOON: Duration = Duration::from_secs(10);
 const WARNING: &str = "these daemons dialled in";
 
 /// A gateway and the real daemon that dialled in at its instance `caller`.
-async fn lab(directory: &std::path::Path) -> Result<(Gateway, Server, Api)> {
+async fn lab(directory: &Path) -> Result<(Gateway, Server, Api)> {
+    lab_of(GatewayConfig::new(), directory).await
+}
+
+async fn lab_of(config: GatewayConfig, directory: &Path) -> Result<(Gateway, Server, Api)> {
     let socket = directory.join("caller.sock");
     let address = format!("listen-unix:{}", socket.display());
-    let gateway = GatewayConfig::new()
+    let gateway = config
         .instance(InstanceConfig::new("caller", &address))
         .start()
         .await?;
@@ -68,6 +75,27 @@ async fn a_second_signal_ends_them_at_once() -> Result<()> {
         gateway.log()
     );
     ensure!(gateway.log().contains("ending these daemons"));
+    ensure!(server.wait_ended(SOON).await?.success());
+    Ok(())
+}
+
+/// Who says so beforehand waits for nobody: the daemon ends with the gateway, cleanly.
+#[tokio::test]
+async fn force_ends_them_without_waiting() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let config = GatewayConfig::new().argument("--force");
+    let (mut gateway, mut server, api) = lab_of(config, directory.path()).await?;
+    drop(api);
+    let asked = Instant::now();
+    gateway.signal(Signal::TERM)?;
+    let status = gateway.wait_ended(SOON).await?;
+    ensure!(status.success(), "{status}: {}", gateway.log());
+    ensure!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{}",
+        gateway.log()
+    );
+    ensure!(!gateway.log().contains(WARNING), "{}", gateway.log());
     ensure!(server.wait_ended(SOON).await?.success());
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod callers;
+mod changes;
 mod commands;
 mod crowded;
 mod demo;
