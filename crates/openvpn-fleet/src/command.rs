@@ -7,7 +7,7 @@ use openvpn_management::{
     Command, HistoryRequest, HoldRequest, RawCommand, RawCommandError, Reply, Text,
 };
 use openvpn_session::{Call, CallError, Guard, GuardRefused, Lane, Mode, Moment, NotSent};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
 use crate::action::{ActionContext, TargetError};
@@ -29,6 +29,8 @@ pub const VERB_DEADLOCK: u8 = 9;
 pub const VERB_HIGHEST: u8 = 15;
 /// How long the command that resets `verb` may take.
 const RESET_DEADLINE: Duration = Duration::from_secs(30);
+/// How long those may take that a gateway sends because it ends.
+const LAST_RESETS_MAX: Duration = Duration::from_secs(2);
 
 /// The raw lines that are taken, by first word. Everything that has a typed call with a check of its own (`kill`,
 /// `signal`, `client-*`, `password`, `username`, `push-update-*`) is left out, and so is whatever ends or starves the
@@ -157,6 +159,8 @@ impl std::fmt::Display for Asked<'_> {
 #[derive(Debug)]
 pub(crate) struct VerbReset {
     level: u8,
+    /// Who wanted it.
+    context: ActionContext,
     task: AbortHandle,
 }
 
@@ -240,7 +244,7 @@ impl Fleet {
     }
 
     /// Sets how much a daemon logs. A reset that was on its way is dropped; with `reset_after` the level from before the
-    /// first of several changes comes back. A gateway that ends before does not set it.
+    /// first of several changes comes back; a gateway that is told to end before sets it then.
     ///
     /// # Errors
     /// [`CommandError`].
@@ -278,6 +282,7 @@ impl Fleet {
             let task = self.shared.tasks.spawn(task).abort_handle();
             *slot = Some(VerbReset {
                 level: before,
+                context: context.clone(),
                 task,
             });
         }
@@ -449,24 +454,17 @@ fn record(shared: &Shared, instance: &Instance, detail: Detail) {
 fn reset_verb(
     shared: &Arc<Shared>,
     instance: &Arc<Instance>,
-    mut context: ActionContext,
+    context: ActionContext,
     after: Duration,
     level: u8,
 ) -> impl Future<Output = ()> + Send + 'static {
     let (shared, instance) = (Arc::clone(shared), Arc::clone(instance));
-    // The call that asked for it is long over by then.
-    context.cancel = shared.cancel.clone();
     async move {
         tokio::select! {
             () = sleep(after) => {}
             () = shared.cancel.cancelled() => return,
         }
-        context.deadline = Some((Instant::now() + RESET_DEADLINE).into_std());
-        let limits = Limits::new(&shared, &context);
-        let command = Command::Verb(Some(level));
-        if let Err(error) = send(&instance, command, None, &context, &limits).await {
-            tracing::warn!(instance = %instance.name(), level, %error, "verb was not reset");
-        }
+        set_verb_back(&shared, &instance, context, level, RESET_DEADLINE).await;
         if let Ok(mut slot) = instance.verb_reset.lock()
             && slot
                 .as_ref()
@@ -474,6 +472,39 @@ fn reset_verb(
         {
             slot.take();
         }
+    }
+}
+
+/// Sets every `verb` back that would be set back later, when nobody would be there to do it.
+pub(crate) async fn set_verbs_back(shared: &Arc<Shared>) {
+    let mut resets = JoinSet::new();
+    for instance in shared.instances() {
+        let Some(reset) = lock(&instance).take() else {
+            continue;
+        };
+        let (level, context) = (reset.level, reset.context.clone());
+        let shared = Arc::clone(shared);
+        resets.spawn(async move {
+            set_verb_back(&shared, &instance, context, level, LAST_RESETS_MAX).await;
+        });
+    }
+    resets.join_all().await;
+}
+
+async fn set_verb_back(
+    shared: &Shared,
+    instance: &Instance,
+    mut context: ActionContext,
+    level: u8,
+    time: Duration,
+) {
+    // The call that asked for it is long over by now.
+    context.cancel = shared.cancel.clone();
+    context.deadline = Some((Instant::now() + time).into_std());
+    let limits = Limits::new(shared, &context);
+    let command = Command::Verb(Some(level));
+    if let Err(error) = send(instance, command, None, &context, &limits).await {
+        tracing::warn!(instance = %instance.name(), level, %error, "verb was not reset");
     }
 }
 

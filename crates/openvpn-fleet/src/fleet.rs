@@ -9,7 +9,7 @@ use dashmap::DashMap;
 use openvpn_session::DialPacer;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, error, info_span};
@@ -18,6 +18,7 @@ use crate::action::{
     ActionContext, ActionError, KillReport, KillRequest, SignalReport, SignalRequest,
 };
 use crate::client::Interner;
+use crate::command::set_verbs_back;
 use crate::event::{Detail, Event, Inventory};
 use crate::instance::Instance;
 use crate::journal::{Journal, JournalConfig};
@@ -263,11 +264,15 @@ impl Fleet {
         self.shared.requests.actions(before, limit)
     }
 
-    /// Ends every session and action; waits at most `grace` for them.
+    /// Ends every session and action, once what was to be undone later is; waits at most `grace` for them.
     pub async fn shutdown(&self, grace: Duration) {
+        let end = Instant::now() + grace;
+        // While there are sessions to say it on.
+        let undone = timeout_at(end, set_verbs_back(&self.shared)).await;
         self.shared.cancel.cancel();
         self.shared.tasks.close();
-        if timeout(grace, self.shared.tasks.wait()).await.is_err() {
+        let ended = timeout_at(end, self.shared.tasks.wait()).await;
+        if undone.and(ended).is_err() {
             error!(tasks = self.shared.tasks.len(), "tasks did not end in time");
         }
     }

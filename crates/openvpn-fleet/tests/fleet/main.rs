@@ -5,4 +5,5 @@ mod client_mode;
 mod events;
 mod lab;
 mod membership;
+mod settings;
 mod versions;
