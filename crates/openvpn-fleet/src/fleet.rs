@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
-use openvpn_session::DialPacer;
+use openvpn_session::{Condition, ConditionChange, DialPacer, Moment, Observation, Observer as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -140,7 +140,7 @@ impl Fleet {
     }
 
     /// Makes these the instances of the fleet: adds what is new, removes what is missing, and begins a new session where
-    /// anything but labels and source changed. Sessions of untouched instances go on untouched.
+    /// what the session needs to know changed. Sessions of others go on untouched. Those that are paused have none.
     ///
     /// # Errors
     /// [`NameClash`]; nothing was changed then.
@@ -362,7 +362,7 @@ impl Shared {
         self.instances
             .insert(instance.name().clone(), Arc::clone(&instance));
         self.record_inventory(&instance, Detail::Added);
-        self.begin_session(&instance);
+        self.begin(&instance);
     }
 
     async fn remove(&self, name: &InstanceName) {
@@ -374,7 +374,7 @@ impl Shared {
 
     async fn change(&self, instance: &Arc<Instance>, spec: InstanceSpec) {
         let old = instance.spec();
-        let is_same_session = old.session == spec.session;
+        let is_same_session = old.session == spec.session && old.paused == spec.paused;
         let is_same_daemon = old.session.address == spec.session.address;
         if is_same_session {
             instance.set_spec(spec);
@@ -385,19 +385,42 @@ impl Shared {
         if !is_same_daemon {
             instance.update(|table| table.memory.doubt_generation());
         }
-        self.begin_session(instance);
+        self.begin(instance);
+    }
+
+    /// Begins the session, or says why there is none.
+    fn begin(&self, instance: &Arc<Instance>) {
+        let Some(reason) = instance.spec().paused.clone() else {
+            self.begin_session(instance);
+            return;
+        };
+        let mut observer = self.observer(instance);
+        if instance.with_table(|table| table.memory.is_greeted()) {
+            // Its session had to be cut off before it could say so.
+            let reason = reason.clone();
+            observer.observe(Observation::Detached { reason }, Moment::now());
+        }
+        let change = ConditionChange {
+            condition: Condition::Paused,
+            reason,
+            next_attempt: None,
+        };
+        observer.observe(Observation::Condition(change), Moment::now());
+    }
+
+    fn observer(&self, instance: &Arc<Instance>) -> InstanceObserver {
+        InstanceObserver {
+            instance: Arc::clone(instance),
+            journal: Arc::clone(&self.journal),
+            interner: Arc::clone(&self.interner),
+        }
     }
 
     fn begin_session(&self, instance: &Arc<Instance>) {
         let cancel = self.cancel.child_token();
-        let observer = InstanceObserver {
-            instance: Arc::clone(instance),
-            journal: Arc::clone(&self.journal),
-            interner: Arc::clone(&self.interner),
-        };
         let keep = keep_session(
             Arc::clone(instance),
-            observer,
+            self.observer(instance),
             Arc::clone(&self.pacer),
             cancel.clone(),
         );

@@ -100,6 +100,8 @@ mod tests {
             labels: Labels::default(),
             source: InstanceSource::File,
             session: SessionConfig::new(Address::Unix(path)),
+            paused: None,
+            others: 0,
         };
         let instance = Arc::new(Instance::new(gateway.clone(), InstanceUid::new(1), spec));
         let config = JournalConfig {

@@ -17,6 +17,10 @@ pub struct InstanceSpec {
     pub source: InstanceSource,
     /// Where its management socket is, and how to treat it.
     pub session: SessionConfig,
+    /// Why an operator took it out of service, for a person; `None` is in service. There is no session while it is set.
+    pub paused: Option<String>,
+    /// Stands for what else was said of it and does not concern the fleet: another number tells that it changed.
+    pub others: u64,
 }
 
 /// Where an instance was defined.

@@ -55,6 +55,8 @@ impl Lab {
             labels: Labels::default(),
             source: InstanceSource::File,
             session: SessionConfig::new(Address::Unix(path)),
+            paused: None,
+            others: 0,
         };
         fleet.set_instances(vec![spec]).await.unwrap();
         let instance = fleet.instance("eu1").unwrap();

@@ -135,6 +135,8 @@ fn instance() -> Instance {
         labels: Labels::default(),
         source: InstanceSource::File,
         session: SessionConfig::new(Address::Unix("/nowhere".into())),
+        paused: None,
+        others: 0,
     };
     Instance::new(
         GatewayName::new("gw").expect("a name"),

@@ -62,6 +62,8 @@ impl Lab {
             labels: Labels::from_iter([("name", name)]),
             source: InstanceSource::File,
             session,
+            paused: None,
+            others: 0,
         }
     }
 

@@ -1,9 +1,9 @@
 //! Instances that join, change and leave.
 
-use openvpn_fleet::{Labels, Selector};
+use openvpn_fleet::{Condition, InstanceSpec, Labels, Selector};
 use openvpn_simulator::ClientSpec;
 
-use crate::lab::{Lab, until_clients};
+use crate::lab::{Lab, until, until_clients};
 
 /// A changed label that ended a session would blind the fleet for no reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,4 +65,63 @@ async fn a_name_clash_changes_nothing() {
         .await;
     assert_eq!(clash.expect_err("a clash").instance.as_str(), "a");
     assert!(lab.fleet.instances().is_empty());
+}
+
+/// A paused instance that was dialled once more would take the slot from whoever it was paused for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_instance_leaves_its_slot_until_it_is_resumed() {
+    let lab = Lab::new();
+    let daemon = lab.daemon("a").await;
+    let instances = lab.attach(&["a"]).await;
+    daemon
+        .connect(ClientSpec::new("alice"))
+        .await
+        .expect("connects");
+    until_clients(&instances[0], 1).await;
+    let paused = InstanceSpec {
+        paused: Some("paused by a test".to_owned()),
+        ..lab.spec("a")
+    };
+    let changes = lab.fleet.set_instances(vec![paused.clone()]).await;
+    assert_eq!(changes.expect("no clash").changed.len(), 1);
+    daemon.wait_detached().await;
+    let status = instances[0].with_table(|table| table.status().clone());
+    assert_eq!(status.condition, Condition::Paused);
+    assert_eq!(status.reason, "paused by a test");
+    // What is known of it stays, and is old.
+    assert!(!status.is_attached());
+    assert_eq!(instances[0].with_table(|table| table.client_count()), 1);
+    let told: Vec<_> = lab
+        .history()
+        .iter()
+        .map(crate::lab::Told::summary)
+        .collect();
+    assert!(
+        told.ends_with(&[
+            "instance.detached".to_owned(),
+            "instance.condition".to_owned()
+        ]),
+        "{told:?}"
+    );
+
+    // One more that is paused from the start.
+    let other = lab.daemon("b").await;
+    let paused_too = InstanceSpec {
+        paused: Some("from the start".to_owned()),
+        ..lab.spec("b")
+    };
+    let specs = vec![paused, paused_too];
+    lab.fleet.set_instances(specs).await.expect("no clash");
+    let instance = lab.fleet.instance("b").expect("it was added");
+    until(&instance, |table| {
+        table.status().condition == Condition::Paused
+    })
+    .await;
+
+    lab.attach(&["a", "b"]).await;
+    assert_eq!((daemon.sessions(), other.sessions()), (2, 1));
+    assert_eq!(
+        instances[0].uid(),
+        lab.fleet.instance("a").expect("there").uid()
+    );
 }

@@ -350,6 +350,8 @@ impl Blueprint {
             labels: Labels::from(labels),
             source,
             session,
+            paused: None,
+            others: 0,
         };
         Some(InstanceConfig {
             spec,
