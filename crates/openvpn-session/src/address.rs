@@ -72,6 +72,12 @@ pub enum AddressError {
         /// The path.
         path: String,
     },
+    /// The path has a control character, which would spoil every log line with it.
+    #[error("{path:?} has a control character")]
+    PathControl {
+        /// The path.
+        path: String,
+    },
     /// The path does not fit a Unix socket address.
     #[error(
         "{path:?} is longer than the {UNIX_PATH_BYTES_MAX} bytes a Unix socket's path can have"
@@ -120,8 +126,13 @@ impl FromStr for Address {
 }
 
 fn parse_path(path: &str) -> Result<PathBuf, AddressError> {
-    if !path.starts_with('/') || path.contains('\0') {
+    if !path.starts_with('/') {
         return Err(AddressError::PathRelative {
+            path: path.to_owned(),
+        });
+    }
+    if path.chars().any(char::is_control) {
+        return Err(AddressError::PathControl {
             path: path.to_owned(),
         });
     }
@@ -223,6 +234,8 @@ mod tests {
             ("listen-tcp:localhost:7505", "no IP address"),
             ("listen-tcp:127.0.0.1:0", "no port"),
             ("unix:run/x.sock", "not an absolute path"),
+            ("unix:/run/x\n.sock", "control character"),
+            ("unix:/run/x\0.sock", "control character"),
             (&format!("unix:/{}", "x".repeat(107)), "longer than"),
             ("tcp:host", "no port"),
             ("tcp:host:0", "no port"),
