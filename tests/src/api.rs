@@ -7,7 +7,7 @@ use ovfleet_proto::v1::{
     self, ClientFilter, ClientRef, Condition, InstanceSelector,
     control_service_client::ControlServiceClient, event_service_client::EventServiceClient,
     fleet_service_client::FleetServiceClient, instance_service_client::InstanceServiceClient,
-    stream_events_request::Start,
+    inventory_service_client::InventoryServiceClient, stream_events_request::Start,
 };
 use tonic::{Request, Status, transport::Channel};
 
@@ -29,6 +29,8 @@ pub struct Api {
     pub control: ControlServiceClient<Channel>,
     /// What is said to one instance.
     pub instance: InstanceServiceClient<Channel>,
+    /// Which instances there are.
+    pub inventory: InventoryServiceClient<Channel>,
 }
 
 impl Api {
@@ -47,7 +49,8 @@ impl Api {
             fleet: FleetServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
             control: ControlServiceClient::new(channel.clone()),
-            instance: InstanceServiceClient::new(channel),
+            instance: InstanceServiceClient::new(channel.clone()),
+            inventory: InventoryServiceClient::new(channel),
         }
     }
 

@@ -56,8 +56,8 @@ fn depends(instance: &Instance) -> bool {
         && instance.with_table(|table| is_in(table.status().condition))
 }
 
-/// Whether a daemon that dials in is there.
-fn is_in(condition: Condition) -> bool {
+/// Whether there is a session that could end.
+pub(crate) fn is_in(condition: Condition) -> bool {
     match condition {
         Condition::Syncing
         | Condition::Attached

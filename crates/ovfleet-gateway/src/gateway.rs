@@ -1,16 +1,14 @@
 //! The gateway as a whole: built from a configuration, run, drained.
 
 use std::{
-    collections::BTreeMap,
-    panic::resume_unwind,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use openvpn_fleet::{Detail, Fleet, FleetConfig, JournalConfig, NameClash};
+use openvpn_fleet::{Detail, Fleet, FleetConfig, JournalConfig};
 use ovfleet_proto::FILE_DESCRIPTOR_SET;
 use tokio::{
-    task::{JoinSet, spawn_blocking},
+    task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::{
@@ -20,14 +18,14 @@ use tokio_util::{
 use tonic::service::Routes;
 
 use crate::{
-    config::{Config, GrpcListener, HttpListener, InstanceConfig, Limits},
+    config::{Config, GrpcListener, HttpListener, Limits},
     convert,
     cursor::Cursors,
     dependants::Dependants,
-    discover::Discovery,
     health::{HealthReporter, HealthService, health},
     http::Port,
     idle::{Activity, IdleWatch},
+    inventory::{Keeper, Order, ReloadCause},
     listen::{
         Admission, BindError, GrpcService, InheritError, InheritedSockets, Listener, Service,
         TlsError, load_tls,
@@ -36,7 +34,7 @@ use crate::{
     metrics::Metrics,
     mux::MuxSockets,
     services::{self, Context, Streams},
-    state::{self, EventStore, Keep},
+    state::{self, EventStore, Keep, Registry},
     state_dir::{StateDir, StateError},
     state_lock::StateLock,
 };
@@ -106,9 +104,9 @@ pub enum StartError {
     /// TLS cannot be offered.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Two instances have one name.
-    #[error(transparent)]
-    Instances(#[from] NameClash),
+    /// The instances that were defined at run time cannot be read.
+    #[error("what was said of instances at run time cannot be read: {0}")]
+    Registry(String),
     /// The services cannot be described: a bug of ours.
     #[error("cannot build the reflection service")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -156,9 +154,8 @@ impl Gateway {
             listen,
             journal,
             limits,
-            instances,
-            discover,
-        } = config;
+            ..
+        } = config.clone();
         let directory = StateDir::open(state_dir.as_deref(), name.as_str(), lock)?;
         let keep = Keep {
             bytes: journal.disk,
@@ -198,13 +195,17 @@ impl Gateway {
                 encode: |event| services::batch_element(&convert::event::event(event)),
             },
         });
-        let (mut discovery, found) = scan(Discovery::new(instances, discover)).await;
         let admission = Admission::new(&limits);
-        let mut mux = MuxSockets::new(fleet.clone(), admission.clone());
-        set_instances(&fleet, &mut mux, found).await?;
+        let mux = MuxSockets::new(fleet.clone(), admission.clone());
+        let mux_figures = mux.figures();
+        let registry = Registry::new(state.clone());
+        let (keeper, inventory) = Keeper::begin(fleet.clone(), mux, config, registry)
+            .await
+            .map_err(|error| StartError::Registry(error.to_string()))?;
 
         let context = Arc::new(Context {
             fleet: fleet.clone(),
+            inventory,
             cursors: Cursors::new(name.as_str(), &directory.cursor_key),
             // The rest is for what stands beside the rows.
             rows_bytes_max: limits.response_size / 8 * 7,
@@ -219,7 +220,7 @@ impl Gateway {
         let activity = Activity::new();
         let routes = routes(&context, health_service, &limits)?;
         let service = GrpcService::new(routes, activity.clone(), &limits);
-        let metrics = Metrics::new(Arc::clone(&context), activity.clone(), mux.figures());
+        let metrics = Metrics::new(Arc::clone(&context), activity.clone(), mux_figures);
         let port = Port::new(Arc::clone(&context), metrics).router();
 
         let mut gateway = Self {
@@ -260,24 +261,8 @@ impl Gateway {
                 .background
                 .spawn(listener.run(service, admission.clone(), stop));
         }
-        let (of_discovery, stop) = (fleet.clone(), gateway.stop_background.clone());
-        gateway.background.spawn(async move {
-            if discovery.is_static() {
-                stop.cancelled().await;
-            }
-            while stop
-                .run_until_cancelled(discovery.changed())
-                .await
-                .is_some()
-            {
-                let found;
-                (discovery, found) = scan(discovery).await;
-                if let Err(error) = set_instances(&of_discovery, &mut mux, found).await {
-                    tracing::error!(%error, "discovery gave a set with a clash");
-                }
-            }
-            mux.close().await;
-        });
+        let stop = gateway.stop_background.clone();
+        gateway.background.spawn(keeper.run(stop));
         let stop = gateway.stop_background.clone();
         gateway.background.spawn(async move {
             while stop
@@ -320,6 +305,19 @@ impl Gateway {
             else => return std::future::pending().await,
         };
         Failed(ended.err())
+    }
+
+    /// Has the configuration read again, as SIGHUP asks for. What comes of it is logged, and an event.
+    pub fn reload(&self) {
+        let inventory = self.context.inventory.clone();
+        let order = Order::Reload {
+            cause: ReloadCause::Signal,
+            validate_only: false,
+            force: false,
+        };
+        // What went wrong is told there, and nothing is lost if we end meanwhile.
+        let tasks = &self.context.tasks;
+        tasks.spawn(async move { inventory.order(order).await });
     }
 
     /// Tells when nobody needs this process any more.
@@ -395,35 +393,6 @@ fn has_running_actions(fleet: &Fleet) -> bool {
         .actions(None, ACTIONS_LOOKED_AT)
         .iter()
         .any(|action| action.finished.is_none())
-}
-
-/// Scans where blocking is allowed.
-async fn scan(mut discovery: Discovery) -> (Discovery, Vec<InstanceConfig>) {
-    let scanning = spawn_blocking(move || {
-        let found = discovery.scan();
-        (discovery, found)
-    });
-    match scanning.await {
-        Ok(scanned) => scanned,
-        Err(error) => resume_unwind(error.into_panic()),
-    }
-}
-
-/// Makes these the instances, and lets their virtual sockets follow.
-async fn set_instances(
-    fleet: &Fleet,
-    mux: &mut MuxSockets,
-    found: Vec<InstanceConfig>,
-) -> Result<(), NameClash> {
-    let mut specs = Vec::with_capacity(found.len());
-    let mut sockets = BTreeMap::new();
-    for InstanceConfig { spec, mux, .. } in found {
-        sockets.insert(spec.name.clone(), mux);
-        specs.push(spec);
-    }
-    fleet.set_instances(specs).await?;
-    mux.set(sockets).await;
-    Ok(())
 }
 
 /// The listeners that one of the configuration means: one, or all sockets that were handed down under its name.

@@ -14,11 +14,13 @@ mod config;
 mod convert;
 mod cursor;
 mod dependants;
+mod directory_watch;
 mod discover;
 mod gateway;
 mod health;
 mod http;
 mod idle;
+mod inventory;
 mod listen;
 mod log;
 mod metrics;
@@ -38,9 +40,9 @@ mod status;
 
 pub use caller::{Caller, Identity, ReadOnlyListener};
 pub use config::{
-    CertificateName, Config, ConfigError, ConfigErrors, DEFAULT_SOCKET, DiscoverConfig,
-    DiscoverSource, GrpcListener, HttpListener, InstanceConfig, JournalLimits, Limits,
-    ListenConfig, MuxAddress, MuxConfig, Place, Rights, SocketConfig, TlsFiles,
+    CertificateName, Config, ConfigError, ConfigErrors, ConfigFiles, DEFAULT_SOCKET, Defaults,
+    DiscoverConfig, DiscoverSource, GrpcListener, HttpListener, InstanceConfig, JournalLimits,
+    Limits, ListenConfig, MuxAddress, MuxConfig, Place, Rights, SocketConfig, TlsFiles,
 };
 pub use dependants::Dependants;
 pub use gateway::{Addresses, Failed, Gateway, Inheritance, StartError};

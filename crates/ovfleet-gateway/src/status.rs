@@ -13,8 +13,13 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    convert::action::{kill_report, signal_report},
+    config::{Clash, ConfigErrors},
+    convert::{
+        action::{kill_report, signal_report},
+        inventory,
+    },
     cursor::{CursorError, Cursors},
+    inventory::{InventoryError, Violation},
     state::WriteError,
 };
 
@@ -148,7 +153,6 @@ pub(crate) fn slow_caller(blocked: Duration) -> Status {
 }
 
 /// UNAVAILABLE: what must be on disk before anything is done cannot be written.
-#[allow(dead_code, reason = "the calls that change something come next")]
 pub(crate) fn state_unavailable(error: &WriteError) -> Status {
     let mut details = details("STATE_UNAVAILABLE");
     details.set_retry_info(Some(RETRY_SOON));
@@ -212,6 +216,9 @@ pub(crate) fn of_action(error: &ActionError, cursors: &Cursors) -> Status {
 /// refuse large ones. A larger plan is left out; `validate_only` gives it whole.
 const PLAN_BYTES_MAX: usize = 4 * 1024;
 const KILL_PLAN: &str = "type.googleapis.com/ovfleet.v1.KillClientsResponse";
+/// Most mistakes in an error, for the same reason.
+const VIOLATIONS_MAX: usize = 20;
+const RELOAD_PLAN: &str = "type.googleapis.com/ovfleet.v1.ReloadResponse";
 const SIGNAL_PLAN: &str = "type.googleapis.com/ovfleet.v1.SignalInstancesResponse";
 
 /// FAILED_PRECONDITION with what would have been done, in the details.
@@ -269,6 +276,79 @@ pub(crate) fn reply_unreadable() -> Status {
         "REPLY_UNREADABLE",
         "the daemon answered in a form that this gateway does not know",
     )
+}
+
+/// A change of the inventory that was not made.
+pub(crate) fn of_inventory(error: &InventoryError) -> Status {
+    let message = error.to_string();
+    match error {
+        InventoryError::Invalid(violations) => {
+            let mut details = details("INSTANCE_INVALID");
+            let mut lines = Vec::new();
+            for Violation { field, description } in violations.iter().take(VIOLATIONS_MAX) {
+                details.add_bad_request_violation(field, description);
+                lines.push(format!("{field}: {description}"));
+            }
+            // All of it where it is one, as for every other field; else in the details.
+            let message = match lines.as_slice() {
+                [only] => only.clone(),
+                _ => message,
+            };
+            Status::with_error_details(Code::InvalidArgument, message, details)
+        }
+        InventoryError::Unknown(_) => status(Code::NotFound, "INSTANCE_UNKNOWN", message),
+        InventoryError::Taken { clash } => {
+            let reason = match clash {
+                Clash::Name(_) => "NAME_TAKEN",
+                Clash::Address(..) | Clash::Mux(..) => "ADDRESS_TAKEN",
+            };
+            status(Code::AlreadyExists, reason, message)
+        }
+        InventoryError::ReadOnly { .. } => {
+            status(Code::FailedPrecondition, "INSTANCE_READ_ONLY", message)
+        }
+        InventoryError::EtagMismatch { .. } => status(Code::Aborted, "ETAG_MISMATCH", message),
+        InventoryError::NeedsForce { plan: None, .. } => {
+            status(Code::FailedPrecondition, "NEEDS_FORCE", message)
+        }
+        InventoryError::NeedsForce {
+            plan: Some(plan), ..
+        } => {
+            let plan = inventory::plan((**plan).clone(), Vec::new(), true);
+            with_plan("NEEDS_FORCE", message, RELOAD_PLAN, &plan)
+        }
+        InventoryError::Config(errors) => config_invalid(errors),
+        InventoryError::NoFile => status(Code::FailedPrecondition, "NO_CONFIG_FILE", message),
+        InventoryError::Limit { .. } => status(Code::ResourceExhausted, "INSTANCE_LIMIT", message),
+        InventoryError::State(error) => state_unavailable(error),
+        InventoryError::ShuttingDown => shutting_down(),
+    }
+}
+
+/// FAILED_PRECONDITION: the files of the configuration cannot be used.
+fn config_invalid(errors: &ConfigErrors) -> Status {
+    let mut details = details("CONFIG_INVALID");
+    let all = errors.as_slice();
+    for error in all.iter().take(VIOLATIONS_MAX) {
+        let description = match error.key.as_str() {
+            "" => error.message.clone(),
+            key => format!("{key}: {}", error.message),
+        };
+        details.add_precondition_failure_violation("CONFIG", error.place.to_string(), description);
+    }
+    if all.len() > VIOLATIONS_MAX {
+        let more = all.len() - VIOLATIONS_MAX;
+        let words = format!("{more} more; `ovfleet check-config` names them all");
+        details.add_precondition_failure_violation("CONFIG", "and", words);
+    }
+    let message = match all {
+        [only] => format!("the old configuration stays in force: {only}"),
+        _ => format!(
+            "the old configuration stays in force: there are {} mistakes",
+            all.len()
+        ),
+    };
+    Status::with_error_details(Code::FailedPrecondition, message, details)
 }
 
 /// What became of one target, as it stands in a result.

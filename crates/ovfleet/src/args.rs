@@ -11,6 +11,7 @@ use clap::{
 };
 use clap_complete::Shell;
 
+use crate::definition::DefinitionArgs;
 use crate::selection::{FilterArgs, InstanceArgs};
 use crate::start::Start;
 use crate::value::duration;
@@ -88,6 +89,11 @@ pub(crate) enum Command {
     Summary(SummaryArgs),
     /// List instances and the condition of their sessions
     Instances(InstancesArgs),
+    /// Add, change, remove, pause or resume an instance while the gateway runs
+    #[command(subcommand)]
+    Instance(InstanceCommand),
+    /// Let the gateway read its configuration again, and show what that changes
+    Reload(ReloadArgs),
     /// List the clients of all instances
     Clients(ClientsArgs),
     /// List the routing tables of all instances
@@ -214,6 +220,117 @@ pub(crate) struct InstancesArgs {
     pub(crate) list: ListArgs,
     #[command(flatten)]
     pub(crate) instances: InstanceArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum InstanceCommand {
+    /// Add an instance: the gateway begins a session to its daemon
+    Add(Box<InstanceAddArgs>),
+    /// Change an instance that was added; what is not said stays
+    Set(Box<InstanceSetArgs>),
+    /// End the sessions of instances that were added, and forget them
+    Remove(InstanceRemoveArgs),
+    /// End the sessions of instances and leave their daemons alone until they are resumed
+    Pause(InstancePauseArgs),
+    /// Take paused instances back into service
+    Resume(InstanceResumeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstanceAddArgs {
+    /// Its name, unique on the gateway
+    pub(crate) name: String,
+    /// Its management socket: unix:/path, tcp:host:port, tls:host:port, listen-unix:/path, listen-tcp:ip:port
+    pub(crate) address: String,
+    /// Look what answers at the address first, and say it
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Check all and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) definition: DefinitionArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstanceSetArgs {
+    /// Its name
+    pub(crate) name: String,
+    /// Its management socket
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) address: Option<String>,
+    /// Say this no longer: a key such as hold, or labels.region (repeatable)
+    #[arg(long, value_name = "KEY")]
+    pub(crate) clear: Vec<String>,
+    /// Only if it still has this etag
+    #[arg(long, value_name = "ETAG")]
+    pub(crate) etag: Option<String>,
+    /// Look what answers at a new address first, and say it
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Check all and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// End a session although that harms the daemon
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) definition: DefinitionArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstanceRemoveArgs {
+    /// INSTANCE or GATEWAY/INSTANCE
+    #[arg(value_name = "INSTANCE", required = true)]
+    pub(crate) names: Vec<String>,
+    /// Do not ask
+    #[arg(short, long, conflicts_with = "dry_run")]
+    pub(crate) yes: bool,
+    /// Check all and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// End a session although that harms the daemon
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstancePauseArgs {
+    /// INSTANCE or GATEWAY/INSTANCE
+    #[arg(value_name = "INSTANCE", required = true)]
+    pub(crate) names: Vec<String>,
+    /// Why, for whoever wonders
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Check all and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Also where the end of the session harms the daemon
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstanceResumeArgs {
+    /// INSTANCE or GATEWAY/INSTANCE
+    #[arg(value_name = "INSTANCE", required = true)]
+    pub(crate) names: Vec<String>,
+    /// Check all and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+With a mistake in the configuration nothing changes, and the old one stays in force. Sessions that the
+change does not concern go on.")]
+pub(crate) struct ReloadArgs {
+    /// Also when more than 20 % of the instances go, or sessions end whose end harms the daemon
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Show what would change and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// How much of a list is shown.

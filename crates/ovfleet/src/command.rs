@@ -5,6 +5,7 @@ pub(crate) mod clients;
 pub(crate) mod events;
 pub(crate) mod instance;
 pub(crate) mod instances;
+pub(crate) mod inventory;
 pub(crate) mod kill;
 pub(crate) mod question;
 pub(crate) mod routes;

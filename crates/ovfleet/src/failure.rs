@@ -131,6 +131,14 @@ pub(crate) fn explain(status: &Status, gateway: &str) -> Failure {
             message += &format!("\n  {}: {description}", escape(&violation.field));
         }
     }
+    for violation in status
+        .get_details_precondition_failure()
+        .into_iter()
+        .flat_map(|failure| failure.violations)
+    {
+        let (subject, words) = (escape(&violation.subject), escape(&violation.description));
+        message += &format!("\n  {subject}: {words}");
+    }
     if let Some(remedy) = remedy(status) {
         message += &format!("\n  {remedy}");
     }
@@ -171,6 +179,9 @@ fn remedy(status: &Status) -> Option<&'static str> {
         ("REQUEST_ID_REUSED", _) => {
             "Nothing was sent. `ovfleet actions ID` shows what this id stands for; take another."
         }
+        ("NEEDS_FORCE", _) => "Nothing was changed. --force does it all the same.",
+        ("INSTANCE_READ_ONLY", _) => "It can be paused: `ovfleet instance pause NAME`.",
+        ("ETAG_MISMATCH", _) => "Look at it again: `ovfleet instances --instance NAME -o json`.",
         ("CURSOR_INVALID", _) => "Start with --from oldest, now or a time.",
         ("READ_ONLY_LISTENER", _) => {
             "Call the gateway's Unix socket, or a listener with TLS: --gateway unix:/path."

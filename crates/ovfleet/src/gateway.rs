@@ -12,6 +12,7 @@ use ovfleet_gateway::DEFAULT_SOCKET;
 use ovfleet_proto::v1::{
     control_service_client::ControlServiceClient, event_service_client::EventServiceClient,
     fleet_service_client::FleetServiceClient, instance_service_client::InstanceServiceClient,
+    inventory_service_client::InventoryServiceClient,
 };
 use tonic::{
     Request, Status,
@@ -154,6 +155,11 @@ impl Gateway {
 
     pub(crate) fn instances(&self) -> InstanceServiceClient<Channel> {
         InstanceServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn inventory(&self) -> InventoryServiceClient<Channel> {
+        InventoryServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 

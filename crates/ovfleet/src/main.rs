@@ -3,6 +3,7 @@
 mod action;
 mod args;
 mod command;
+mod definition;
 mod demo;
 mod describe;
 mod failure;
@@ -31,8 +32,8 @@ use std::process::ExitCode;
 use crate::{
     args::{CallerArgs, Cli, Command},
     command::{
-        actions, clients, events, instance, instances, kill, question, routes, signal, summary,
-        watch,
+        actions, clients, events, instance, instances, inventory, kill, question, routes, signal,
+        summary, watch,
     },
     failure::{Outcome, conclude},
     gateway::Gateway,
@@ -63,6 +64,11 @@ async fn call(caller: CallerArgs, command: Command) -> Outcome {
         Command::Demo(args) => demo::run(args, caller, output).await,
         Command::Summary(args) => summary::run(&connect().await?, args, output).await,
         Command::Instances(args) => instances::run(&connect().await?, args, output).await,
+        Command::Instance(command) => {
+            inventory::check(&command)?;
+            inventory::run(&connect().await?, command, output).await
+        }
+        Command::Reload(args) => inventory::reload(&connect().await?, args, output).await,
         Command::Clients(args) => clients::run(&connect().await?, args, output).await,
         Command::Routes(args) => routes::run(&connect().await?, args, output).await,
         Command::Events(args) => events::run(&connect().await?, args, output).await,

@@ -2,6 +2,7 @@
 
 use std::{
     future::pending,
+    pin::pin,
     time::{Duration, Instant},
 };
 
@@ -84,16 +85,14 @@ async fn serve(
             None => pending().await,
         }
     };
-    let end = tokio::select! {
-        () = end_signals.next() => Ok(Verdict::Done),
-        failed = gateway.wait() => Err(anyhow::Error::from(failed).into()),
-        () = idle => Ok(Verdict::Done),
-        () = async {
-            loop {
-                reload_signal.next().await;
-                warn!("SIGHUP is ignored: a changed configuration takes a restart");
-            }
-        } => unreachable!("it loops"),
+    let mut idle = pin!(idle);
+    let end = loop {
+        tokio::select! {
+            () = end_signals.next() => break Ok(Verdict::Done),
+            failed = gateway.wait() => break Err(anyhow::Error::from(failed).into()),
+            () = &mut idle => break Ok(Verdict::Done),
+            () = reload_signal.next() => gateway.reload(),
+        }
     };
     let told = Instant::now();
     watchdog.tell();

@@ -1,6 +1,6 @@
 //! `tls` and `certificates` of a virtual socket: who its tools are, and what each of them may do.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use openvpn_mux::Policy;
 
@@ -90,14 +90,13 @@ impl TlsFilesTemplate {
 
     /// `None` after mistakes.
     pub(super) fn build(&self, values: &Values<'_>, mistakes: &Mistakes) -> Option<TlsFiles> {
-        let directory = self.place.file.parent().unwrap_or(Path::new(""));
         let path = |template: &Templated| -> Option<PathBuf> {
             let path = template.require(values, mistakes)?;
             if path.is_empty() {
                 template.error(mistakes, "must not be empty");
                 return None;
             }
-            Some(directory.join(path))
+            template.resolve(&path, mistakes)
         };
         Some(TlsFiles {
             cert: path(&self.cert)?,

@@ -31,6 +31,19 @@ pub struct ConfigError {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
+impl Place {
+    /// What stands for the file of what no file defines.
+    pub(crate) const API: &str = "the API";
+
+    /// The place of what no file defines.
+    pub(crate) fn api() -> Self {
+        Self {
+            file: Path::new(Self::API).into(),
+            line: 0,
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;
@@ -58,6 +71,10 @@ impl ConfigErrors {
     #[must_use]
     pub fn as_slice(&self) -> &[ConfigError] {
         &self.0
+    }
+
+    pub(super) fn into_vec(self) -> Vec<ConfigError> {
+        self.0
     }
 }
 

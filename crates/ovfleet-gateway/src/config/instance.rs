@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -59,10 +60,6 @@ impl Templated {
         })
     }
 
-    pub(super) fn place(&self) -> &Place {
-        &self.place
-    }
-
     pub(super) fn error(&self, mistakes: &Mistakes, message: impl Into<String>) {
         mistakes.add(&self.place, &self.key, message);
     }
@@ -79,6 +76,22 @@ impl Templated {
                 self.error(mistakes, format!("`{placeholder}` has no value here"))
             })
             .ok()
+    }
+
+    /// The same as a path, see [`resolve`](Self::resolve).
+    pub(super) fn path(&self, values: &Values<'_>, mistakes: &Mistakes) -> Option<PathBuf> {
+        self.resolve(&self.require(values, mistakes)?, mistakes)
+    }
+
+    /// A relative path is relative to the directory of the file it stands in, and a mistake where it stands in none.
+    pub(super) fn resolve(&self, path: &str, mistakes: &Mistakes) -> Option<PathBuf> {
+        let is_relative = Path::new(path).is_relative();
+        if is_relative && self.place.file.as_os_str() == Place::API {
+            self.error(mistakes, format!("{path:?} is no absolute path"));
+            return None;
+        }
+        let directory = self.place.file.parent().unwrap_or(Path::new(""));
+        Some(directory.join(path))
     }
 }
 
@@ -193,8 +206,9 @@ impl Settings {
 /// An instance, or the pattern of many, before its placeholders are filled in.
 #[derive(Clone, Debug)]
 pub(super) struct Blueprint {
-    name: Templated,
-    /// `None` in a pattern: each seed brings its own.
+    /// `None` after a mistake.
+    name: Option<Templated>,
+    /// `None` in a pattern, where each seed brings its own, and after a mistake.
     address: Option<Templated>,
     settings: Settings,
     /// Whether `tls` is written for this very instance, and not among the defaults.
@@ -216,7 +230,7 @@ pub(super) struct Seed {
 
 impl Blueprint {
     /// Reads an `[[instance]]`.
-    pub(super) fn read(mut section: Section<'_>, defaults: &Settings) -> Option<(Self, Seed)> {
+    pub(super) fn read(mut section: Section<'_>, defaults: &Settings) -> (Self, Seed) {
         let name = section
             .require("name")
             .and_then(|value| Templated::read(&value));
@@ -234,15 +248,13 @@ impl Blueprint {
             source: InstanceSource::File,
             place,
         };
-        Some((
-            Self {
-                name: name?,
-                address: Some(address?),
-                settings,
-                has_own_tls,
-            },
-            seed,
-        ))
+        let blueprint = Self {
+            name,
+            address,
+            settings,
+            has_own_tls,
+        };
+        (blueprint, seed)
     }
 
     /// The pattern of a discovery source; `default` names its instances where `name` does not.
@@ -258,14 +270,14 @@ impl Blueprint {
             place: place.clone(),
         });
         Self {
-            name,
+            name: Some(name),
             address: None,
             settings,
             has_own_tls: false,
         }
     }
 
-    /// The instance that `seed` and this blueprint make; `None` after mistakes.
+    /// The instance that `seed` and this blueprint make; `None` after mistakes, all of which are told.
     pub(super) fn build(&self, seed: Seed, mistakes: &Mistakes) -> Option<InstanceConfig> {
         let Seed {
             mut address,
@@ -277,22 +289,30 @@ impl Blueprint {
         let mut name: Option<String> = None;
         let mut missing = self.settings.labels.clone();
         labels.retain(|label, _| !missing.contains_key(label));
+        // Once told, a mistake shall not be told again as the placeholders that have no value for it.
+        let mut is_incomplete =
+            self.name.is_none() || (self.address.is_none() && address.is_none());
         // The name may need a label, a label the address, the address the name:
         // each round fills in what is known by then, until nothing changes.
         loop {
             let known = (name.is_some(), address.is_some(), missing.len());
             if name.is_none() {
-                name = self.name.expand(&parts.values(None, &labels));
+                let template = self.name.as_ref();
+                name = template.and_then(|name| name.expand(&parts.values(None, &labels)));
             }
-            if let (None, Some(template)) = (&address, &self.address)
+            if let (None, Some(template), false) = (&address, &self.address, is_incomplete)
                 && let Some(text) = template.expand(&parts.values(name.as_deref(), &labels))
             {
-                let parsed = text
-                    .parse()
-                    .map_err(|error| template.error(mistakes, format!("{error}")));
-                let parsed: Address = parsed.ok()?;
-                parts = AddressParts::of(&parsed);
-                address = Some(parsed);
+                match text.parse::<Address>() {
+                    Ok(parsed) => {
+                        parts = AddressParts::of(&parsed);
+                        address = Some(parsed);
+                    }
+                    Err(error) => {
+                        template.error(mistakes, format!("{error}"));
+                        is_incomplete = true;
+                    }
+                }
             }
             let mut found = BTreeMap::new();
             missing.retain(|label, template| {
@@ -305,53 +325,67 @@ impl Blueprint {
             }
         }
         let values = parts.values(name.as_deref(), &labels);
-        for template in missing.values().chain(&self.address).chain([&self.name]) {
-            template.require(&values, mistakes)?;
-        }
+        let untold = Mistakes::default();
+        let missing_value = if is_incomplete { &untold } else { mistakes };
+        let templates = missing.values().chain(&self.address).chain(&self.name);
+        let unfilled =
+            templates.filter(|template| template.require(&values, missing_value).is_none());
+        // Counted, so that each is told.
+        let has_all = unfilled.count() == 0;
         let password_file = match &self.settings.password_file {
             Some(template) => {
-                let directory = template.place.file.parent().unwrap_or(Path::new(""));
-                Some(directory.join(template.require(&values, mistakes)?))
+                let text = template.require(&values, missing_value);
+                text.and_then(|text| template.resolve(&text, mistakes))
+                    .map(Some)
             }
-            None => None,
+            None => Some(None),
         };
         let sockets = self.settings.mux.iter().flatten();
-        let mux = sockets
+        let sockets: Vec<_> = sockets
             .map(|socket| socket.build(&values, mistakes))
-            .collect::<Option<Vec<_>>>()?;
-        let address = address?;
-        let dial_in = self.settings.dial_in.build(&address, &values, mistakes)?;
-        let tls = self.tls(&address, &values, &place, mistakes)?;
-        let session = SessionConfig {
-            dial_in,
-            tls,
-            ..self.settings.session(address, password_file)
-        };
-        let name = name?;
-        let name = InstanceName::new(&name)
-            .map_err(|error| {
-                self.name
-                    .error(mistakes, format!("{name:?} is no name: {error}"))
-            })
-            .ok()?;
+            .collect();
+        let mux: Option<Vec<_>> = sockets.into_iter().collect();
+        let around = address.as_ref().map(|address| {
+            let dial_in = self.settings.dial_in.build(address, &values, mistakes);
+            (dial_in, self.tls(address, &values, &place, mistakes))
+        });
+        let named = name.as_ref().and_then(|name| {
+            let checked = InstanceName::new(name);
+            let told = |error| {
+                if let Some(template) = &self.name {
+                    template.error(mistakes, format!("{name:?} is no name: {error}"));
+                }
+            };
+            checked.map_err(told).ok()
+        });
         // A label that begins with two underscores serves placeholders only, as in Prometheus.
         labels.retain(|label, _| !label.starts_with("__"));
         if let Err(message) = check_labels(&labels) {
             mistakes.add(&place, "labels", message);
             return None;
         }
+        let (dial_in, tls) = around?;
+        if is_incomplete || !has_all {
+            return None;
+        }
+        let mux = mux?;
+        let session = SessionConfig {
+            dial_in: dial_in?,
+            tls: tls?,
+            ..self.settings.session(address?, password_file?)
+        };
         let password_place = self
             .settings
             .password_file
             .as_ref()
             .map(|template| template.place.clone());
         let spec = InstanceSpec {
-            name,
+            name: named?,
             labels: Labels::from(labels),
             source,
             session,
             paused: None,
-            others: 0,
+            others: fingerprint(&mux),
         };
         Some(InstanceConfig {
             spec,
@@ -360,6 +394,13 @@ impl Blueprint {
             mux,
         })
     }
+}
+
+/// Stands for the virtual sockets of an instance.
+fn fingerprint(mux: &[MuxConfig]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{mux:?}").hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Blueprint {

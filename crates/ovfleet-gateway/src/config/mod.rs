@@ -6,14 +6,17 @@
 
 mod address;
 mod certificate;
+mod definition;
 mod dial_in;
 mod discover;
 mod error;
+mod files;
 mod instance;
 mod limits;
 mod listen;
 mod mux;
 mod reader;
+mod taken;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -21,20 +24,19 @@ mod tls;
 mod value;
 
 use std::{
-    collections::BTreeMap,
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use openvpn_fleet::GatewayName;
-use openvpn_session::Address;
 use toml::{Spanned, de::DeTable};
 
 pub use certificate::{CertificateName, Rights};
+pub use definition::Defaults;
 pub use discover::{DiscoverConfig, DiscoverSource};
 pub use error::{ConfigError, ConfigErrors, Place};
+pub use files::ConfigFiles;
 pub use instance::InstanceConfig;
 pub use limits::{JournalLimits, Limits};
 pub use listen::{
@@ -42,15 +44,12 @@ pub use listen::{
 };
 pub use mux::{MuxAddress, MuxConfig};
 
-use crate::listen::load_tls;
+pub(crate) use taken::{Clash, Holder, Taken};
+
 use error::Mistakes;
+use files::ConfigFile;
 use instance::{Blueprint, Settings};
 use reader::{Section, Source};
-
-/// Largest file that is read; the largest sensible one has some megabytes of instances.
-const FILE_BYTES_MAX: u64 = 64 << 20;
-/// Most files of one `include`.
-const INCLUDES_MAX: usize = 10_000;
 
 /// Everything that `ovfleet serve` needs to know.
 #[derive(Clone, Debug)]
@@ -69,6 +68,12 @@ pub struct Config {
     pub instances: Vec<InstanceConfig>,
     /// Where further instances are found.
     pub discover: Vec<DiscoverConfig>,
+    /// What holds for instances that the API defines, where they do not say otherwise.
+    pub defaults: Defaults,
+    /// Whether a change of the files is a reload.
+    pub watch_config: bool,
+    /// Where all this is written; `None` is nowhere, and cannot be read again.
+    pub files: Option<ConfigFiles>,
 }
 
 impl Default for Config {
@@ -85,6 +90,9 @@ impl Default for Config {
             limits: Limits::default(),
             instances: Vec::new(),
             discover: Vec::new(),
+            defaults: Defaults::default(),
+            watch_config: true,
+            files: None,
         }
     }
 }
@@ -96,10 +104,13 @@ impl Config {
     /// Every mistake in them.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let mistakes = Mistakes::default();
-        let files = read_files(path, &mistakes);
+        let (files, origin) = files::read(path, &mistakes);
         let config = read_config(&files, &mistakes);
         if mistakes.is_empty() {
-            Ok(config)
+            Ok(Self {
+                files: Some(origin),
+                ..config
+            })
         } else {
             Err(mistakes.into_errors())
         }
@@ -132,39 +143,23 @@ impl Config {
 
     fn find_problems(&self, mistakes: &Mistakes) {
         for instance in &self.instances {
-            for socket in &instance.mux {
-                if let Some(file) = &socket.password_file
-                    && let Err(message) = check_secret_file(file)
-                {
-                    let message = format!("instance {}: {message}", instance.spec.name);
-                    mistakes.add(&instance.place, "mux.password_file", message);
-                }
-                if let MuxAddress::Tls(_, files) = &socket.address
-                    && let Err(error) = load_tls(files, None)
-                {
-                    let message = format!("instance {}: {}", instance.spec.name, chain(&error));
-                    mistakes.add(&instance.place, "mux.tls", message);
-                }
-            }
-            let session = &instance.spec.session;
-            if matches!(session.address, Address::Tls { .. })
-                && let Err(error) = session.tls.check()
-            {
-                let message = format!("instance {}: {error}", instance.spec.name);
-                mistakes.add(&instance.place, "instance.tls", message);
-            }
-            let Some(file) = &session.password_file else {
-                continue;
-            };
-            let place = instance.password_place.as_ref().unwrap_or(&instance.place);
-            if let Err(message) = check_secret_file(file) {
-                mistakes.add(
-                    place,
-                    "password_file",
-                    format!("instance {}: {message}", instance.spec.name),
-                );
-            }
+            instance.find_problems(mistakes);
         }
+    }
+
+    /// The keys whose value differs from that in `running` and takes a restart.
+    #[must_use]
+    pub fn takes_restart(&self, running: &Self) -> Vec<&'static str> {
+        [
+            ("name", self.name != running.name),
+            ("state_dir", self.state_dir != running.state_dir),
+            ("listen", self.listen != running.listen),
+            ("journal", self.journal != running.journal),
+            ("limits", self.limits != running.limits),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
     }
 }
 
@@ -192,86 +187,6 @@ fn default_name() -> GatewayName {
     GatewayName::new(address::host_name())
         .or_else(|_| GatewayName::new("gateway"))
         .expect("a plain word is a name")
-}
-
-struct ConfigFile {
-    path: Arc<Path>,
-    text: String,
-}
-
-/// The main file, then the included ones in order of their names.
-fn read_files(path: &Path, mistakes: &Mistakes) -> Vec<ConfigFile> {
-    let Some(main) = read_file(path, mistakes) else {
-        return Vec::new();
-    };
-    let included = {
-        let source = Source {
-            path: &main.path,
-            text: &main.text,
-            mistakes: &Mistakes::default(),
-        };
-        let table = source.parse();
-        let mut root = source.root(table.get_ref());
-        root.take("include").map(|value| {
-            value
-                .items()
-                .iter()
-                .filter_map(|item| item.path())
-                .collect()
-        })
-    };
-    let patterns: Vec<PathBuf> = included.unwrap_or_default();
-    let mut files = vec![main];
-    for pattern in patterns {
-        files.extend(
-            included_files(&pattern, mistakes)
-                .iter()
-                .filter_map(|path| read_file(path, mistakes)),
-        );
-    }
-    files
-}
-
-/// The files that a pattern of `include` means. A path without wildcards has to exist.
-fn included_files(pattern: &Path, mistakes: &Mistakes) -> Vec<PathBuf> {
-    let text = pattern.to_string_lossy();
-    if !text.contains(['*', '?', '[']) {
-        return vec![pattern.to_owned()];
-    }
-    // A pattern that cannot be read is reported where `include` is.
-    let Ok(paths) = glob::glob(&text) else {
-        return Vec::new();
-    };
-    let paths: Vec<PathBuf> = paths
-        .take(INCLUDES_MAX + 1)
-        .filter_map(Result::ok)
-        .collect();
-    if paths.len() > INCLUDES_MAX {
-        mistakes.add_file(
-            pattern.to_owned(),
-            format!("matches more than {INCLUDES_MAX} files"),
-        );
-    }
-    paths
-}
-
-fn read_file(path: &Path, mistakes: &Mistakes) -> Option<ConfigFile> {
-    let read = || {
-        if fs::metadata(path)?.len() > FILE_BYTES_MAX {
-            return Err(std::io::Error::other("the file is too large"));
-        }
-        fs::read_to_string(path)
-    };
-    match read() {
-        Ok(text) => Some(ConfigFile {
-            path: path.into(),
-            text,
-        }),
-        Err(error) => {
-            mistakes.add_file(path.to_owned(), format!("cannot read the file: {error}"));
-            None
-        }
-    }
 }
 
 fn read_config(files: &[ConfigFile], mistakes: &Mistakes) -> Config {
@@ -314,6 +229,12 @@ fn read_config(files: &[ConfigFile], mistakes: &Mistakes) -> Config {
     config.listen = listen::read(owner(&mut roots, "listen"));
     config.journal = limits::read_journal(owner(&mut roots, "journal"));
     config.limits = limits::read_limits(owner(&mut roots, "limits"));
+    if let Some(watch) = owner(&mut roots, "watch_config")
+        .take("watch_config")
+        .and_then(|value| value.boolean())
+    {
+        config.watch_config = watch;
+    }
     let defaults = read_defaults(owner(&mut roots, "defaults"));
     for root in &mut roots {
         for section in root
@@ -321,10 +242,8 @@ fn read_config(files: &[ConfigFile], mistakes: &Mistakes) -> Config {
             .map(|value| value.sections())
             .unwrap_or_default()
         {
-            let blueprint = Blueprint::read(section, &defaults);
-            config
-                .instances
-                .extend(blueprint.and_then(|(print, seed)| print.build(seed, mistakes)));
+            let (blueprint, seed) = Blueprint::read(section, &defaults);
+            config.instances.extend(blueprint.build(seed, mistakes));
         }
         for section in root
             .take("discover")
@@ -340,7 +259,8 @@ fn read_config(files: &[ConfigFile], mistakes: &Mistakes) -> Config {
     config
         .instances
         .sort_by(|a, b| (&a.spec.name, &a.place).cmp(&(&b.spec.name, &b.place)));
-    find_clashes(&config.instances, mistakes);
+    taken::find_clashes(&config.instances, mistakes);
+    config.defaults = Defaults(defaults);
     config
 }
 
@@ -368,45 +288,6 @@ fn owner<'a, 'b>(roots: &'b mut [Section<'a>], key: &'static str) -> &'b mut Sec
         }
     }
     &mut roots[first]
-}
-
-/// Reports each instance whose name or address another one before it has. Two
-/// sessions to one address would fight for the daemon's only slot.
-fn find_clashes(instances: &[InstanceConfig], mistakes: &Mistakes) {
-    let (mut names, mut addresses) = (BTreeMap::new(), BTreeMap::new());
-    for instance in instances {
-        if let Some(first) = names.insert(&instance.spec.name, &instance.place) {
-            let message = format!(
-                "two instances are called {}: the other is at {first}",
-                instance.spec.name
-            );
-            mistakes.add(&instance.place, "instance.name", message);
-        }
-        let address = instance.spec.session.address.to_string();
-        if let Some((name, place)) =
-            addresses.insert(port(&address), (&instance.spec.name, &instance.place))
-        {
-            let message = format!("{address} is the address of instance {name} too, at {place}");
-            mistakes.add(&instance.place, "instance.address", message);
-        }
-    }
-    for instance in instances {
-        for socket in &instance.mux {
-            let address = socket.address.shown();
-            let holder = (&instance.spec.name, &instance.place);
-            if let Some((name, place)) = addresses.insert(port(&address), holder) {
-                let message = format!("{address} is an address of instance {name} too, at {place}");
-                mistakes.add(&instance.place, "instance.mux", message);
-            }
-        }
-    }
-}
-
-/// An address without whether it speaks TLS: a port is taken by either.
-fn port(address: &str) -> String {
-    address
-        .strip_prefix("tls:")
-        .map_or_else(|| address.to_owned(), |port| format!("tcp:{port}"))
 }
 
 /// An error and its causes, in one line.

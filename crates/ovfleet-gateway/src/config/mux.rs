@@ -1,9 +1,6 @@
 //! `mux`: virtual management sockets of an instance, for the tools people have.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{net::SocketAddr, path::PathBuf};
 
 use openvpn_mux::{Away, Policy};
 
@@ -124,14 +121,17 @@ impl MuxTemplate {
             None if !certificates.is_empty() => None,
             policy => Some(policy.clone().unwrap_or_default()),
         };
-        let password_file = text(&self.password_file)?;
+        let password_file = match text(&self.password_file)?.zip(self.password_file.as_ref()) {
+            None => None,
+            Some((file, template)) => Some(template.resolve(&file, mistakes)?),
+        };
         Some(MuxConfig {
             address,
             rights: Rights {
                 certificates,
                 others,
             },
-            password_file: password_file.map(|file| self.resolve(&file)),
+            password_file,
             away: self.away,
         })
     }
@@ -166,7 +166,7 @@ impl MuxTemplate {
                 None
             }
             Some(path) => Some(MuxAddress::Unix(SocketConfig {
-                path: self.resolve(path),
+                path: self.address.resolve(path, mistakes)?,
                 mode: self.mode.unwrap_or(SOCKET_MODE),
                 owner: text(&self.owner)?,
                 group: text(&self.group)?,
@@ -187,12 +187,6 @@ impl MuxTemplate {
         let message = "mode, owner and group are for Unix sockets";
         self.address.error(mistakes, message);
         None
-    }
-
-    /// A relative path is relative to the directory of the file it stands in.
-    fn resolve(&self, path: &str) -> PathBuf {
-        let directory = self.address.place().file.parent();
-        directory.unwrap_or(Path::new("")).join(path)
     }
 }
 

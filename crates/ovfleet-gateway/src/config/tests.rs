@@ -2,7 +2,7 @@
 
 mod mux;
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
 
 use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, TlsConfig};
 use tempfile::TempDir;
@@ -424,7 +424,7 @@ mxu = []
 "#;
     assert_eq!(
         errors(text),
-        r#"main.toml:1: nmae: unknown key; known here: defaults, discover, include, instance, journal, limits, listen, name, state_dir
+        r#"main.toml:1: nmae: unknown key; known here: defaults, discover, include, instance, journal, limits, listen, name, state_dir, watch_config
 main.toml:2: state_dir: must be a string, not a whole number
 main.toml:4: listen.grpc: 0.0.0.0:7600 would be plaintext beyond loopback: add tls = { cert, key, client_ca }
 main.toml:4: listen.grpc.tls.key: this key is required
@@ -516,7 +516,8 @@ fn mistakes_are_explained() {
         ),
         (
             "[[discover]]\nglob = \"/*\"\nlabels = { a = \"{label.b}\", b = \"{label.a}\" }",
-            "main.toml:3: discover.labels.a: `{label.b}` has no value here",
+            "main.toml:3: discover.labels.a: `{label.b}` has no value here\n\
+             main.toml:3: discover.labels.b: `{label.a}` has no value here",
         ),
         (
             "[[instance]]\nname = \"a\"\naddress = \"tls:h:1\"",
@@ -548,7 +549,8 @@ fn mistakes_are_explained() {
         ),
         (
             "[[instance]]\nname = \"{host}\"\naddress = \"unix:/{name}\"",
-            "main.toml:3: instance.address: `{name}` has no value here",
+            "main.toml:2: instance.name: `{host}` has no value here\n\
+             main.toml:3: instance.address: `{name}` has no value here",
         ),
         (
             "[[instance]]\nname = \"a\"\naddress = \"unix:/a\"\nlabels = { \"a b\" = \"c\" }",

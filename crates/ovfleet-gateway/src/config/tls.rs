@@ -1,6 +1,6 @@
 //! `tls`: how the server at a `tls:` address is known, and how we are.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use openvpn_session::{Address, TlsConfig};
 
@@ -54,9 +54,11 @@ impl TlsTemplate {
             None => Some(None),
             Some(template) => template.require(values, mistakes).map(Some),
         };
-        let directory = self.place.file.parent().unwrap_or(Path::new(""));
-        let path = |template| -> Option<Option<PathBuf>> {
-            Some(text(template)?.map(|path| directory.join(path)))
+        let path = |template: &Option<Templated>| -> Option<Option<PathBuf>> {
+            match template {
+                None => Some(None),
+                Some(template) => template.path(values, mistakes).map(Some),
+            }
         };
         let pin = match &self.pin {
             None => None,

@@ -5,8 +5,10 @@
 //! asks to be mapped.
 
 pub(crate) mod action;
+pub(crate) mod definition;
 pub(crate) mod event;
 pub(crate) mod instance;
+pub(crate) mod inventory;
 pub(crate) mod request;
 pub(crate) mod row;
 

@@ -32,6 +32,8 @@ fn spec(spec: &InstanceSpec) -> v1::InstanceSpec {
         source,
         // How to treat the socket is the gateway's business.
         session,
+        paused,
+        others: _,
     } = spec;
     v1::InstanceSpec {
         name: name.to_string(),
@@ -43,6 +45,7 @@ fn spec(spec: &InstanceSpec) -> v1::InstanceSpec {
             InstanceSource::Api => v1::InstanceSource::Api,
         }
         .into(),
+        paused: paused.is_some(),
     }
 }
 

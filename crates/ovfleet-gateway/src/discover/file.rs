@@ -24,13 +24,14 @@ const FILES_MAX: usize = 1_000;
 const TARGETS_MAX: usize = 20_000;
 
 /// The targets in all lists that match a pattern.
+#[derive(Clone, Debug)]
 pub(super) struct Targets {
     pattern: PathBuf,
     lists: BTreeMap<PathBuf, List>,
 }
 
 /// One list as it was when it was last good.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 struct List {
     version: Option<Version>,
     /// What is wrong with that version.

@@ -17,6 +17,7 @@ use crate::config::Place;
 const SOCKETS_MAX: usize = 20_000;
 
 /// The sockets that match a pattern, and those that did a while ago.
+#[derive(Clone, Debug)]
 pub(super) struct Sockets {
     pattern: PathBuf,
     forget_after: Duration,
@@ -30,6 +31,14 @@ impl Sockets {
             pattern,
             forget_after,
             seen: BTreeMap::new(),
+        }
+    }
+
+    /// The same, which forgets sockets after that long.
+    pub(super) fn with(self, forget_after: Duration) -> Self {
+        Self {
+            forget_after,
+            ..self
         }
     }
 

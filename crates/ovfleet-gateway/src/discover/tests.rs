@@ -2,7 +2,6 @@
 
 use std::{fs, os::unix::net::UnixListener};
 
-use openvpn_fleet::InstanceName;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -12,7 +11,7 @@ use crate::config::Config;
 /// What a new socket may take to be found.
 const FOUND_WITHIN: Duration = Duration::from_secs(1);
 
-/// A discovery from a configuration, whose `@` stands for the directory.
+/// The discovery of a configuration, whose `@` stands for the directory.
 fn discovery(directory: &TempDir, text: &str) -> Discovery {
     let path = directory.path().join("main.toml");
     fs::write(
@@ -21,7 +20,7 @@ fn discovery(directory: &TempDir, text: &str) -> Discovery {
     )
     .unwrap();
     let config = Config::load(&path).unwrap();
-    Discovery::new(config.instances, config.discover)
+    Discovery::new(Sources::new(config.discover, &Sources::default()))
 }
 
 fn names(specs: &[InstanceConfig]) -> Vec<&str> {
@@ -33,13 +32,13 @@ fn bind(directory: &TempDir, name: &str) -> UnixListener {
 }
 
 /// Scans until `wanted` are the names; fails when that takes too long.
-async fn wait_for(discovery: &mut Discovery, wanted: &[&str]) -> Vec<InstanceConfig> {
+async fn wait_for(discovery: &mut Discovery, wanted: &[&str]) -> Scan {
     let waiting = async {
         loop {
             discovery.changed().await;
-            let specs = discovery.scan();
-            if names(&specs) == wanted {
-                return specs;
+            let scan = discovery.scan();
+            if names(&scan.found) == wanted {
+                return scan;
             }
         }
     };
@@ -57,14 +56,14 @@ async fn a_new_socket_is_found_within_a_second() {
     );
     let _first = bind(&directory, "eu1.sock");
     fs::write(directory.path().join("file.sock"), "not a socket").unwrap();
-    assert_eq!(names(&discovery.scan()), ["eu1"]);
+    assert_eq!(names(&discovery.scan().found), ["eu1"]);
     assert_eq!(
         discovery.interval(),
         Duration::from_secs(30),
         "the directory is watched"
     );
     let _second = bind(&directory, "eu2.sock");
-    let specs = wait_for(&mut discovery, &["eu1", "eu2"]).await;
+    let specs = wait_for(&mut discovery, &["eu1", "eu2"]).await.found;
     assert_eq!(specs[1].spec.labels.get("a"), Some("eu2"));
 }
 
@@ -76,7 +75,7 @@ async fn a_socket_in_a_directory_that_appears_later_is_found() {
         &directory,
         "[[discover]]\nglob = \"@/run/*.sock\"\n[[discover]]\nglob = \"@/*/deep/*.sock\"",
     );
-    assert_eq!(names(&discovery.scan()), [""; 0]);
+    assert_eq!(names(&discovery.scan().found), [""; 0]);
     fs::create_dir_all(directory.path().join("run/deep")).unwrap();
     let _socket = bind(&directory, "run/eu1.sock");
     wait_for(&mut discovery, &["eu1"]).await;
@@ -115,7 +114,10 @@ async fn a_list_is_followed_and_survives_a_mistake() {
     );
     let text = "[[discover]]\nfile = \"@/*.json\"\nname = \"{host}\"\nlabels = { rack = \"{label.__rack}\" }";
     let mut first = discovery(&directory, text);
-    let (specs, complaints) = (first.scan(), first.complaints.clone());
+    let Scan {
+        found: specs,
+        complaints,
+    } = first.scan();
     // Two targets have no rack, so that their label has no value.
     assert_eq!(names(&specs), ["10.0.0.1", "vpn.example"]);
     assert_eq!(
@@ -132,44 +134,31 @@ async fn a_list_is_followed_and_survives_a_mistake() {
     let text = "[[discover]]\nfile = \"@/*.json\"\nname = \"{host}\"";
     let mut second = discovery(&directory, text);
     write(r#"[{"targets": ["10.0.0.1:7505", "10.0.0.2:7505"]}]"#);
-    assert_eq!(names(&second.scan()), ["10.0.0.1", "10.0.0.2"]);
+    assert_eq!(names(&second.scan().found), ["10.0.0.1", "10.0.0.2"]);
     write(r#"[{"targets": ["10.0.0.3:7505"#);
-    let specs = second.scan();
-    assert_eq!(names(&specs), ["10.0.0.1", "10.0.0.2"], "the last good set");
-    let complaint = second.complaints.first().unwrap();
+    let scan = second.scan();
+    let last_good = ["10.0.0.1", "10.0.0.2"];
+    assert_eq!(names(&scan.found), last_good);
+    let complaint = scan.complaints.first().unwrap();
     assert!(
         complaint.contains("vpn.json: EOF while parsing"),
         "{complaint}"
     );
-    write(r#"[{"targets": ["10.0.0.3:7505"]}]"#);
-    wait_for(&mut second, &["10.0.0.3"]).await;
-    assert!(second.complaints.is_empty(), "{:?}", second.complaints);
-}
+    // Also for sources of a configuration that was read again: they look at the same.
+    let again = fs::read_to_string(directory.path().join("main.toml")).unwrap();
+    fs::write(
+        directory.path().join("main.toml"),
+        again + "\nlabels = { a = \"b\" }",
+    )
+    .unwrap();
+    let config = Config::load(&directory.path().join("main.toml")).unwrap();
+    let mut sources = Sources::new(config.discover, second.sources());
+    let scan = sources.scan();
+    assert_eq!(names(&scan.found), last_good);
+    assert_eq!(scan.found[0].spec.labels.get("a"), Some("b"));
+    second.set_sources(sources);
 
-/// What was written down goes first, and the complaint leads to both places.
-#[test]
-fn a_clash_with_the_file_names_both() {
-    let directory = tempfile::tempdir().unwrap();
-    let text = "[[instance]]\nname = \"eu1\"\naddress = \"unix:@/other.sock\"\n\
-                [[instance]]\nname = \"mine\"\naddress = \"unix:@/eu2.sock\"\n\
-                [[discover]]\nglob = \"@/eu*.sock\"";
-    let mut discovery = discovery(&directory, text);
-    let _sockets = (bind(&directory, "eu1.sock"), bind(&directory, "eu2.sock"));
-    let specs = discovery.scan();
-    assert_eq!(
-        names(&specs),
-        ["eu1", "mine"],
-        "eu2.sock is known as mine already"
-    );
-    let shown = directory.path().display();
-    let complaint = format!(
-        "{shown}/eu1.sock: unix:{shown}/eu1.sock is left out: \
-         an instance called eu1 is at {shown}/main.toml:1 already"
-    );
-    assert_eq!(discovery.complaints, BTreeSet::from([complaint]));
-    assert!(
-        specs
-            .iter()
-            .all(|spec| InstanceName::new(spec.spec.name.as_str()).is_ok())
-    );
+    write(r#"[{"targets": ["10.0.0.3:7505"]}]"#);
+    let scan = wait_for(&mut second, &["10.0.0.3"]).await;
+    assert!(scan.complaints.is_empty(), "{:?}", scan.complaints);
 }

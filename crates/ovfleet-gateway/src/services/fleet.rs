@@ -282,9 +282,12 @@ impl FleetService for FleetQueries {
         let path = request::instance_path(&request.get_ref().name)?;
         let as_of = self.context.now();
         let instance = self.context.find(&path)?;
+        let (defined_at, definition) = self.context.inventory.definition(instance.name());
         Ok(Response::new(v1::GetInstanceResponse {
             instance: Some(row::instance(&instance)),
             as_of: Some(self.context.as_of(as_of)),
+            defined_at,
+            definition,
         }))
     }
 

@@ -6,6 +6,7 @@ mod events;
 mod fleet;
 mod frames;
 mod instance;
+mod inventory;
 mod source;
 mod streams;
 mod totals;
@@ -18,17 +19,20 @@ use openvpn_fleet::{AsOf, Fleet, Instance, InstancePath};
 use ovfleet_proto::v1::{
     self, control_service_server::ControlServiceServer, fleet_service_server::FleetServiceServer,
     instance_service_server::InstanceServiceServer,
+    inventory_service_server::InventoryServiceServer,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, service::Routes};
 
 use self::{
-    control::Control, events::Events, fleet::FleetQueries, instance::Instances, wire::EventServer,
+    control::Control, events::Events, fleet::FleetQueries, instance::Instances,
+    inventory::InventoryChanges, wire::EventServer,
 };
 use crate::{
     caller::Caller,
     convert,
     cursor::Cursors,
+    inventory::Inventory,
     state::{EventStore, State},
     status,
 };
@@ -36,11 +40,12 @@ use crate::{
 pub(crate) use self::{streams::Streams, wire::batch_element};
 
 /// Full names of our services, for health and reflection.
-pub(crate) const SERVICE_NAMES: [&str; 4] = [
+pub(crate) const SERVICE_NAMES: [&str; 5] = [
     v1::fleet_service_server::SERVICE_NAME,
     v1::event_service_server::SERVICE_NAME,
     v1::control_service_server::SERVICE_NAME,
     v1::instance_service_server::SERVICE_NAME,
+    v1::inventory_service_server::SERVICE_NAME,
 ];
 
 /// What the services share.
@@ -48,6 +53,8 @@ pub(crate) const SERVICE_NAMES: [&str; 4] = [
 pub(crate) struct Context {
     /// The fleet.
     pub(crate) fleet: Fleet,
+    /// Changes which instances there are.
+    pub(crate) inventory: Inventory,
     /// Writes and reads the tokens that callers keep.
     pub(crate) cursors: Cursors,
     /// Bytes of the rows of one page.
@@ -117,6 +124,10 @@ pub(crate) fn add_to(routes: Routes, context: &Arc<Context>, request_bytes_max: 
         )
         .add_service(
             InstanceServiceServer::new(Instances::new(Arc::clone(context)))
+                .max_decoding_message_size(request_bytes_max),
+        )
+        .add_service(
+            InventoryServiceServer::new(InventoryChanges::new(Arc::clone(context)))
                 .max_decoding_message_size(request_bytes_max),
         )
 }

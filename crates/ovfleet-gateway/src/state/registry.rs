@@ -1,31 +1,27 @@
-//! Instances that were made at run time.
+//! What was said of instances at run time.
 
 use std::time::SystemTime;
 
-use rusqlite::{OptionalExtension as _, Row, Transaction, named_params};
+use rusqlite::{Transaction, named_params};
 
-use super::{State, WriteError, micros, time};
+use super::{State, WriteError, micros};
 
-/// One of them, as it is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What was said of one name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Registered {
-    /// Its name.
-    pub(crate) name: String,
-    /// Which life of that name.
-    pub(crate) uid: u64,
-    /// What was said of it, in a form that its writer reads again.
-    pub(crate) spec: String,
-    /// Changes with the spec.
-    pub(crate) etag: String,
-    /// No session is kept.
-    pub(crate) paused: bool,
-    /// When it was made.
-    pub(crate) created: SystemTime,
-    /// When it last changed.
-    pub(crate) updated: SystemTime,
+    /// Its definition, in a form that its writer reads again; `None`: it is defined elsewhere.
+    pub(crate) definition: Option<Vec<u8>>,
+    /// Why it is paused; `None`: it is not.
+    pub(crate) pause: Option<String>,
 }
 
-/// The instances that were made at run time.
+impl Registered {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What was said of instances at run time, by name.
 #[derive(Debug, Clone)]
 pub(crate) struct Registry(State);
 
@@ -34,75 +30,99 @@ impl Registry {
         Self(state)
     }
 
+    /// Whether it outlives the process.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.0.is_durable()
+    }
+
     /// All, in order of name.
-    pub(crate) async fn list(&self) -> Result<Vec<Registered>, WriteError> {
+    pub(crate) async fn list(&self) -> Result<Vec<(String, Registered)>, WriteError> {
         self.0
             .read(|connection| {
-                let mut statement =
-                    connection.prepare_cached("SELECT * FROM registry ORDER BY name")?;
-                let rows = statement.query_map([], read)?;
+                let mut statement = connection
+                    .prepare("SELECT name, definition, pause FROM registry ORDER BY name")?;
+                let rows = statement.query_map([], |row| {
+                    let registered = Registered {
+                        definition: row.get("definition")?,
+                        pause: row.get("pause")?,
+                    };
+                    Ok((row.get("name")?, registered))
+                })?;
                 rows.collect()
             })
             .await
     }
 
-    /// Adds one, or replaces the one of that name, if there `may` be one to replace: of the etag given, or none (`None`).
-    /// Gives what is there instead if not.
+    /// Makes `now` what was said of a name, instead of `before`.
+    ///
+    /// A write that is given up may still come to be, if the disk hangs at its very end; what was before is then
+    /// written again as soon as the disk takes it, so that a restart does not bring back what was refused.
     pub(crate) async fn put(
         &self,
-        instance: Registered,
-        expected: Option<String>,
-    ) -> Result<Result<(), Option<Registered>>, WriteError> {
-        self.0
-            .write(move |transaction| {
-                let found = find(transaction, &instance.name)?;
-                if found.as_ref().map(|found| &found.etag) != expected.as_ref() {
-                    return Ok(Err(found));
-                }
-                transaction.execute(
-                    "INSERT OR REPLACE INTO registry (name, uid, spec, etag, paused, created, updated)
-                     VALUES (:name, :uid, :spec, :etag, :paused, :created, :updated)",
-                    named_params! {
-                        ":name": instance.name,
-                        ":uid": instance.uid.cast_signed(),
-                        ":spec": instance.spec,
-                        ":etag": instance.etag,
-                        ":paused": instance.paused,
-                        ":created": micros(instance.created),
-                        ":updated": micros(instance.updated),
-                    },
-                )?;
-                Ok(Ok(()))
-            })
-            .await
-    }
-
-    /// Removes one; whether it was there.
-    pub(crate) async fn remove(&self, name: String) -> Result<bool, WriteError> {
-        self.0
-            .write(move |transaction| {
-                let removed =
-                    transaction.execute("DELETE FROM registry WHERE name = ?1", [name])?;
-                Ok(removed > 0)
-            })
-            .await
+        name: &str,
+        now: Registered,
+        before: Registered,
+    ) -> Result<(), WriteError> {
+        let (name, at) = (name.to_owned(), SystemTime::now());
+        let written = {
+            let (name, now) = (name.clone(), now.clone());
+            self.0
+                .write(move |transaction| write(transaction, &name, &now, at))
+                .await
+        };
+        if let Err(WriteError::Slow { .. }) = written {
+            let state = self.0.clone();
+            tokio::spawn(async move {
+                let undo = move |transaction: &Transaction<'_>| {
+                    let found = read(transaction, &name)?;
+                    // Unless it is something newer already.
+                    match found == now {
+                        true => write(transaction, &name, &before, at),
+                        false => Ok(()),
+                    }
+                };
+                // What fails is logged where it fails.
+                let _ = state.write_patiently(undo).await;
+            });
+        }
+        written
     }
 }
 
-fn find(transaction: &Transaction<'_>, name: &str) -> rusqlite::Result<Option<Registered>> {
-    transaction
-        .query_row("SELECT * FROM registry WHERE name = ?1", [name], read)
-        .optional()
+fn read(transaction: &Transaction<'_>, name: &str) -> rusqlite::Result<Registered> {
+    let mut statement =
+        transaction.prepare_cached("SELECT definition, pause FROM registry WHERE name = ?1")?;
+    let mut rows = statement.query([name])?;
+    match rows.next()? {
+        None => Ok(Registered::default()),
+        Some(row) => Ok(Registered {
+            definition: row.get(0)?,
+            pause: row.get(1)?,
+        }),
+    }
 }
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Registered> {
-    Ok(Registered {
-        name: row.get("name")?,
-        uid: row.get::<_, i64>("uid")?.cast_unsigned(),
-        spec: row.get("spec")?,
-        etag: row.get("etag")?,
-        paused: row.get("paused")?,
-        created: time(row.get("created")?),
-        updated: time(row.get("updated")?),
-    })
+fn write(
+    transaction: &Transaction<'_>,
+    name: &str,
+    registered: &Registered,
+    at: SystemTime,
+) -> rusqlite::Result<()> {
+    if registered.is_empty() {
+        transaction.execute("DELETE FROM registry WHERE name = ?1", [name])?;
+        return Ok(());
+    }
+    transaction.execute(
+        "INSERT INTO registry (name, definition, pause, updated)
+         VALUES (:name, :definition, :pause, :updated)
+         ON CONFLICT (name) DO UPDATE
+         SET definition = :definition, pause = :pause, updated = :updated",
+        named_params! {
+            ":name": name,
+            ":definition": registered.definition,
+            ":pause": registered.pause,
+            ":updated": micros(at),
+        },
+    )?;
+    Ok(())
 }

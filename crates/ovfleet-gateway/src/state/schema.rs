@@ -94,14 +94,11 @@ const MIGRATIONS: [&str; 1] = [
         body BLOB NOT NULL,
         PRIMARY KEY (number, target)
     ) WITHOUT ROWID;
-    -- Instances that were made at run time.
+    -- What was said of instances at run time; without a definition only that it is paused.
     CREATE TABLE registry (
         name TEXT PRIMARY KEY,
-        uid INTEGER NOT NULL,
-        spec TEXT NOT NULL,
-        etag TEXT NOT NULL,
-        paused INTEGER NOT NULL,
-        created INTEGER NOT NULL,
+        definition BLOB,
+        pause TEXT,
         updated INTEGER NOT NULL
     ) WITHOUT ROWID;
     ",

@@ -131,29 +131,26 @@ async fn what_was_given_up_is_not_written() {
     assert_eq!(keys(&state).await, ["after"]);
 }
 
+/// An instance that came back paused no more, or not at all, would be dialled, or missed.
 #[tokio::test]
-async fn a_registered_instance_is_replaced_only_by_whoever_knows_it() {
+async fn what_was_said_of_instances_is_kept_by_name() {
     let directory = tempfile::tempdir().expect("a directory");
     let registry = Registry::new(open(directory.path()));
-    let now = time(micros(SystemTime::now()));
-    let instance = |etag: &str| Registered {
-        name: "eu1".to_owned(),
-        uid: u64::MAX,
-        spec: "{}".to_owned(),
-        etag: etag.to_owned(),
-        paused: true,
-        created: now,
-        updated: now,
+    let nothing = Registered::default;
+    let defined = Registered {
+        definition: Some(vec![0, 255]),
+        pause: None,
     };
-    let put = |etag, expected: Option<&str>| {
-        let expected = expected.map(str::to_owned);
-        registry.put(instance(etag), expected)
+    let paused = Registered {
+        pause: Some("for a while".to_owned()),
+        ..defined.clone()
     };
-    assert_eq!(put("1", None).await, Ok(Ok(())));
-    assert_eq!(put("2", None).await, Ok(Err(Some(instance("1")))));
-    assert_eq!(put("2", Some("0")).await, Ok(Err(Some(instance("1")))));
-    assert_eq!(put("2", Some("1")).await, Ok(Ok(())));
-    assert_eq!(registry.list().await, Ok(vec![instance("2")]));
-    assert_eq!(registry.remove("eu1".to_owned()).await, Ok(true));
-    assert_eq!(put("3", Some("2")).await, Ok(Err(None)));
+    let put = |name, now: &Registered, before: &Registered| {
+        registry.put(name, now.clone(), before.clone())
+    };
+    assert_eq!(put("b", &defined, &nothing()).await, Ok(()));
+    assert_eq!(put("a", &defined, &nothing()).await, Ok(()));
+    assert_eq!(put("a", &paused, &defined).await, Ok(()));
+    assert_eq!(put("b", &nothing(), &defined).await, Ok(()));
+    assert_eq!(registry.list().await, Ok(vec![("a".to_owned(), paused)]));
 }
