@@ -10,6 +10,7 @@
 //! ([`status`]), so that it can contradict the one under test.
 
 pub mod api;
+pub mod chaos;
 mod claim;
 mod client;
 mod dialogue;

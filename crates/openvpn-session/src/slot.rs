@@ -44,7 +44,9 @@ pub(crate) async fn describe(address: &Address) -> String {
         }
         Holder::Invisible => "a process that cannot be seen from here".to_owned(),
         Holder::Ourselves => {
-            "this gateway itself, by another instance with the same address,".to_owned()
+            return "this gateway's own connection has the daemon's only management slot and hears nothing: the daemon \
+                    hangs or is none, or another instance has the same address"
+                .to_owned();
         }
         Holder::Process { pid, command } => format!("{command} (pid {pid})"),
     };

@@ -50,6 +50,37 @@ pub enum Misbehaviour {
     InvalidNames,
     /// Drops a field of every second `CLIENT_LIST` row and adds one to the others.
     WrongFieldCount,
+    /// Its clock stands still at this number of seconds, whatever that means.
+    ClockAt(i64),
+    /// Names the columns of `status` in words of its own, and in another order.
+    ForeignHeader,
+    /// Every ENV block has so many more lines before its end.
+    LongEnv {
+        /// How many.
+        lines: usize,
+    },
+    /// Asks `ENTER PASSWORD:` again whatever is entered, for as long as anybody answers.
+    PasswordPromptForever,
+    /// Writes these bytes before every reply: lines of its own choice, or half of one.
+    Interjects(Vec<u8>),
+    /// Writes these bytes behind the first line of every reply that has several.
+    InterjectsInside(Vec<u8>),
+    /// Writes every reply twice.
+    DoubledReplies,
+    /// Keeps every second reply back and writes it behind the next one.
+    SwappedReplies,
+    /// Writes every reply so much later, and whatever else it says at once.
+    LateReplies {
+        /// How much.
+        delay: Duration,
+    },
+    /// Writes one byte, and then nothing for so long.
+    SlowLoris {
+        /// How long.
+        pause: Duration,
+    },
+    /// Ends its own direction behind the greeting, and reads on.
+    HalfClose,
     /// Every ENV block goes on for ever after its last real line.
     EndlessEnv,
     /// Writes log lines at this rate.

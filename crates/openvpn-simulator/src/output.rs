@@ -51,12 +51,18 @@ impl Output {
         &self.bytes[self.taken..]
     }
 
+    /// Takes back what was pushed since `pending` had that length.
+    pub(crate) fn take_back(&mut self, length: usize) -> Vec<u8> {
+        let kept = (self.taken + length).min(self.bytes.len());
+        self.bytes.split_off(kept)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.taken == self.bytes.len()
     }
 
-    pub(crate) fn is_overfull(&self) -> bool {
-        self.bytes.len() - self.taken > OUTPUT_BYTES_MAX
+    pub(crate) fn is_overfull(&self, bytes_max: usize) -> bool {
+        self.bytes.len() - self.taken > bytes_max
     }
 
     /// Notes that the kernel took the first `count` pending bytes at `now`.

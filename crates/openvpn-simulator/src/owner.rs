@@ -72,6 +72,10 @@ struct Attached {
     connection: Connection,
     /// Bytes written since it was accepted.
     written: u64,
+    /// No byte before.
+    next_write: tokio::time::Instant,
+    /// Our direction was ended.
+    is_half_closed: bool,
 }
 
 /// The daemon's sockets while its process runs.
@@ -153,14 +157,23 @@ impl Owner {
         };
         let busy = self.engine.flows() || !self.engine.output().is_empty();
         let timer = self.engine.next_timer();
+        let half_closes = self.engine.is_half_closed() && !busy;
         tokio::select! {
             biased;
             job = self.jobs.recv() => job.map_or(Cause::Dropped, Cause::Job),
             () = async { sleep_until(timer.unwrap_or_else(tokio::time::Instant::now)).await },
                 if timer.is_some() => Cause::Timer,
             cause = async {
-                match &process.attached {
+                match &mut process.attached {
                     Some(attached) => {
+                        if half_closes && !attached.is_half_closed {
+                            attached.is_half_closed = true;
+                            // It is gone already, then.
+                            let _ = attached.connection.shutdown().await;
+                        }
+                        if busy {
+                            sleep_until(attached.next_write).await;
+                        }
                         // OpenVPN never reads while it has something to write.
                         let interest = if busy { Interest::WRITABLE } else { Interest::READABLE };
                         // An error shows again, and is handled, when the socket is used.
@@ -211,6 +224,8 @@ impl Owner {
             process.attached = Some(Attached {
                 connection,
                 written: 0,
+                next_write: tokio::time::Instant::now(),
+                is_half_closed: false,
             });
             self.sessions += 1;
             self.engine.attach(peer);
@@ -248,6 +263,8 @@ impl Owner {
     /// Writes as much as the kernel takes.
     fn write(&mut self) {
         let session_bytes_max = self.engine.session_bytes_max();
+        let bytes_max = self.engine.output_bytes_max();
+        let byte_pause = self.engine.byte_pause();
         loop {
             let Some(process) = self.process.as_mut().filter(|process| !process.frozen) else {
                 return;
@@ -256,14 +273,18 @@ impl Owner {
                 return;
             };
             let output = self.engine.output();
-            if output.is_empty() {
+            if attached.is_half_closed {
+                output.clear();
+            }
+            if output.is_empty() || attached.next_write > tokio::time::Instant::now() {
                 return;
             }
             let pending = output.pending();
             let left = session_bytes_max.map_or(u64::MAX, |most| most - attached.written.min(most));
             let length = pending
                 .len()
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
+                .min(usize::try_from(left).unwrap_or(usize::MAX))
+                .min(if byte_pause.is_some() { 1 } else { usize::MAX });
             if length == 0 {
                 // It has had all the bytes it was to get.
                 self.detach();
@@ -273,9 +294,12 @@ impl Owner {
                 Ok(count) => {
                     output.advance(count, Instant::now());
                     attached.written += u64::try_from(count).unwrap_or(0);
+                    if let Some(pause) = byte_pause {
+                        attached.next_write = tokio::time::Instant::now() + pause;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if output.is_overfull() {
+                    if output.is_overfull(bytes_max) {
                         self.detach();
                     }
                     return;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tokio::io::Interest;
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use crate::Address;
@@ -93,6 +93,14 @@ impl Connection {
             Self::Tcp(stream) => stream.ready(interest).await,
         }
         .map(drop)
+    }
+
+    /// Ends our direction; the other goes on.
+    pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.shutdown().await,
+            Self::Tcp(stream) => stream.shutdown().await,
+        }
     }
 
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {

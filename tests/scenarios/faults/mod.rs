@@ -3,6 +3,8 @@
 //! Each test has a short form, for `make test`, and a long one, for `make soak`. What is random
 //! follows from a seed that is printed, and is repeated with `OVFLEET_SEED`.
 
+mod cuts;
 mod daemons;
 mod journal;
 mod streams;
+mod zoo;

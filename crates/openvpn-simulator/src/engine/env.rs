@@ -97,6 +97,10 @@ impl Engine {
             }
             self.put_daemon(&mut block);
         }
+        for line in 0..self.surplus_env_lines() {
+            let text = format!(">CLIENT:ENV,made_up_{line}=value\r\n");
+            block.bytes.extend_from_slice(text.as_bytes());
+        }
         if self.is_endless() {
             self.flow = Some(Flow::EndlessEnv { line: 0 });
         } else {

@@ -264,7 +264,8 @@ impl Engine {
             | Timer::PauseOver
             | Timer::Keepalive
             | Timer::Bytecount
-            | Timer::LogFlood => true,
+            | Timer::LogFlood
+            | Timer::LateReply(_) => true,
         });
     }
 
@@ -287,6 +288,7 @@ impl Engine {
             }
             Timer::Bytecount => self.count_all(),
             Timer::LogFlood => self.flood(),
+            Timer::LateReply(reply) => self.say_late(&reply),
         }
     }
 }

@@ -7,6 +7,9 @@ use crate::output::OUTPUT_BYTES_MAX;
 
 use super::{Engine, Flow, Timer};
 
+/// As [`OUTPUT_BYTES_MAX`], where a huge status is what was asked for: a million rows.
+const HUGE_OUTPUT_BYTES_MAX: usize = 512 << 20;
+
 impl Engine {
     pub(crate) fn misbehave(&mut self, misbehaviour: Misbehaviour) {
         if matches!(misbehaviour, Misbehaviour::LogFlood { .. }) {
@@ -74,6 +77,80 @@ impl Engine {
 
     pub(crate) fn flows(&self) -> bool {
         self.flow.is_some()
+    }
+
+    /// Most bytes that may wait for a manager that does not read.
+    pub(crate) fn output_bytes_max(&self) -> usize {
+        let is_huge = |wrong: &Misbehaviour| matches!(wrong, Misbehaviour::HugeStatus { .. });
+        if self.misbehaviours.iter().any(is_huge) {
+            HUGE_OUTPUT_BYTES_MAX
+        } else {
+            OUTPUT_BYTES_MAX
+        }
+    }
+
+    /// How long to wait after every byte.
+    pub(crate) fn byte_pause(&self) -> Option<Duration> {
+        self.misbehaviours.iter().find_map(|wrong| match wrong {
+            Misbehaviour::SlowLoris { pause } => Some(*pause),
+            _ => None,
+        })
+    }
+
+    /// Whether it has ended its own direction.
+    pub(crate) fn is_half_closed(&self) -> bool {
+        self.does(&Misbehaviour::HalfClose) && self.is_attached()
+    }
+
+    pub(super) fn surplus_env_lines(&self) -> usize {
+        let surplus = self.misbehaviours.iter().find_map(|wrong| match wrong {
+            Misbehaviour::LongEnv { lines } => Some(*lines),
+            _ => None,
+        });
+        surplus.unwrap_or(0)
+    }
+
+    /// Does with a reply, everything behind the first `before` bytes to be written, what is to be
+    /// done with replies.
+    pub(super) fn spoil_reply(&mut self, before: usize) {
+        if self.misbehaviours.is_empty() {
+            return;
+        }
+        let mut reply = self.output.take_back(before);
+        for wrong in &self.misbehaviours {
+            match wrong {
+                Misbehaviour::Interjects(bytes) => reply = [bytes, &*reply].concat(),
+                Misbehaviour::InterjectsInside(bytes) => {
+                    let first = reply.iter().position(|byte| *byte == b'\n');
+                    if let Some(end) = first.filter(|end| end + 1 < reply.len()) {
+                        reply.splice(end + 1..=end, bytes.iter().copied());
+                    }
+                }
+                Misbehaviour::DoubledReplies => reply = reply.repeat(2),
+                _ => {}
+            }
+        }
+        if self.does(&Misbehaviour::SwappedReplies) {
+            match self.kept_back.take() {
+                Some(kept_back) => reply.extend_from_slice(&kept_back),
+                None => self.kept_back = Some(std::mem::take(&mut reply)),
+            }
+        }
+        let delay = self.misbehaviours.iter().find_map(|wrong| match wrong {
+            Misbehaviour::LateReplies { delay } => Some(*delay),
+            _ => None,
+        });
+        match delay {
+            Some(delay) => self.set_timer(delay, Timer::LateReply(reply)),
+            None => self.output.push(&reply),
+        }
+    }
+
+    /// Writes a reply that was kept back; to whoever is there by now.
+    pub(super) fn say_late(&mut self, reply: &[u8]) {
+        if self.is_attached() {
+            self.output.push(reply);
+        }
     }
 
     pub(super) fn is_endless(&self) -> bool {

@@ -201,6 +201,8 @@ enum Timer {
     Bytecount,
     /// Another helping of log flood.
     LogFlood,
+    /// A reply that was kept back.
+    LateReply(Vec<u8>),
 }
 
 /// Output produced as fast as the manager takes it.
@@ -267,6 +269,8 @@ pub(crate) struct Engine {
     session: Option<Session>,
     output: Output,
     flow: Option<Flow>,
+    /// A reply that waits for the next one.
+    kept_back: Option<Vec<u8>>,
     /// Lines received since the engine was made.
     commands: u64,
 
@@ -319,6 +323,7 @@ impl Engine {
             session: None,
             output: Output::default(),
             flow: None,
+            kept_back: None,
             commands: 0,
             timers: BTreeMap::new(),
             timers_set: 0,
@@ -370,7 +375,8 @@ impl Engine {
                 Some(_) => Manners::None,
                 None => Manners::Good,
             },
-            verified: self.settings.password.is_none(),
+            verified: self.settings.password.is_none()
+                && !self.does(&Misbehaviour::PasswordPromptForever),
             tries: 0,
             lines: LineBuffer::default(),
             block: None,
@@ -438,6 +444,7 @@ impl Engine {
         if session.manners == Manners::Silent {
             return;
         }
+        let before = self.output.pending().len();
         if let Some(block) = &mut session.block {
             if line != b"END" {
                 if block.lines.len() < BLOCK_LINES_MAX {
@@ -449,6 +456,7 @@ impl Engine {
         } else {
             self.command(line);
         }
+        self.spoil_reply(before);
         if self.does(&Misbehaviour::UnaskedReplies) {
             self.say("SUCCESS: client-kill command succeeded");
         }
@@ -458,6 +466,9 @@ impl Engine {
     }
 
     fn check_password(&mut self, line: &[u8]) {
+        if self.does(&Misbehaviour::PasswordPromptForever) {
+            return;
+        }
         let right = self.settings.password.as_deref() == Some(line);
         let Some(session) = &mut self.session else {
             return;
@@ -540,6 +551,13 @@ impl Engine {
 
     /// The daemon's clock.
     fn clock(&mut self) -> UnixTime {
+        let stuck = self.misbehaviours.iter().find_map(|wrong| match wrong {
+            Misbehaviour::ClockAt(seconds) => Some(*seconds),
+            _ => None,
+        });
+        if let Some(seconds) = stuck {
+            return UnixTime(seconds);
+        }
         let now = UnixTime::now();
         let jump = self.misbehaviours.iter().find_map(|wrong| match wrong {
             Misbehaviour::NonsenseClock { jump_max } => Some(jump_max.as_secs()),

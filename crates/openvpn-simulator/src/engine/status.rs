@@ -108,13 +108,14 @@ impl Engine {
     fn status_2(&mut self, separator: &[u8]) -> Lines {
         let now = self.clock();
         let line = |fields: &[&str]| fields.join(as_text(separator)).into_bytes();
+        let mut columns = text::client_list(self.settings.version);
+        if self.does(&Misbehaviour::ForeignHeader) {
+            columns = vec!["CLIENT_LIST", "Kunde", "Empfangen", "Nummer", "Adresse"];
+        }
         let mut lines: Lines = vec![
             line(&["TITLE", text::title(self.settings.version)]),
             line(&["TIME", &self.time_text(now), &now.0.to_string()]),
-            line(&[
-                "HEADER",
-                &text::client_list(self.settings.version).join(as_text(separator)),
-            ]),
+            line(&["HEADER", &columns.join(as_text(separator))]),
         ];
         for (cid, client) in &self.clients {
             let mut fields = self.client_row(*cid, client);
