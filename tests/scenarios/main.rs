@@ -31,5 +31,6 @@ mod together;
 mod tool_certificates;
 mod tool_effects;
 mod tool_limits;
+mod tool_restarts;
 mod tools;
 mod view;

@@ -14,7 +14,7 @@ use tokio::{
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What is typed, one entry after the answer to the one before. `load-stats` follows each and marks the end of its answer.
-fn script() -> Vec<Vec<u8>> {
+pub(crate) fn script() -> Vec<Vec<u8>> {
     let lines = "version|help|nclients|load-stats|status|status 1|status 2|status 3|status 4|status abc|status 2 x\
         |log all|log 1|state|state all|state 1|state 2|state on|state off|state on all|state off|state all on\
         |state off off|state bogus|state 0|log|log bogus|log 0|log on|log off|echo|echo all|echo on|echo off\
@@ -85,7 +85,7 @@ impl Tool {
     }
 
     /// The lines that answer `typed`.
-    async fn ask(&mut self, typed: &[u8]) -> Result<Vec<String>> {
+    pub(crate) async fn ask(&mut self, typed: &[u8]) -> Result<Vec<String>> {
         // What OpenVPN deletes keeps the mark out of the read that ends the line, which might lose both.
         let written = [typed, b"\n", &[b'\r'; 256], b"load-stats\n"].concat();
         self.say(&written).await?;
@@ -250,6 +250,18 @@ async fn a_script_reads_through_the_gateway_as_from_the_daemon() -> Result<()> {
         ensure!(
             is_same(typed, direct, through),
             "typed {shown}\ndirect  {direct:#?}\nthrough {through:#?}"
+        );
+    }
+    // They were there, and heard it.
+    for mut other in others {
+        other.say(b"pid\n").await?;
+        let mut heard = String::new();
+        while !heard.contains("\nSUCCESS: pid=") {
+            heard += &format!("\n{}", other.read_line().await?);
+        }
+        ensure!(
+            heard.contains(">LOG:") && heard.contains("MANAGEMENT: CMD"),
+            "{heard}"
         );
     }
 
