@@ -403,7 +403,8 @@ async fn a_daemon_is_asked_and_set() -> Result<()> {
     commands_of_the_line(&gateway).await
 }
 
-/// The same by command line: with exit codes, and refused where nothing may be changed.
+/// The same by command line, and what the manual gives for a script's commands: with exit codes, and refused where
+/// nothing may be changed.
 async fn commands_of_the_line(gateway: &Gateway) -> Result<()> {
     for line in [
         &["pid"][..],
@@ -416,7 +417,23 @@ async fn commands_of_the_line(gateway: &Gateway) -> Result<()> {
         &["mute"],
         &["hold"],
         &["exec", "--all", "help"],
+        &["exec", "--all", "auth-retry"],
+        &["exec", "--all", "auth-retry", "none"],
+        &["exec", "--all", "status", "2"],
+        &["mute", "0", "--all"],
         &["verb", "3", "--all"],
+        &["hold", "off", "--all"],
+        &["signal", "SIGUSR2", "--all", "--yes"],
+        &["clients", "-o", "json"],
+        &["routes", "-o", "json"],
+        &[
+            "events",
+            "--kind",
+            "instance.log",
+            "--no-follow",
+            "--from",
+            "oldest",
+        ],
     ] {
         let output = gateway.cli(line).await?;
         ensure!(output.code == Some(0), "{line:?}: {output:?}");
@@ -426,6 +443,11 @@ async fn commands_of_the_line(gateway: &Gateway) -> Result<()> {
     for (line, code) in [
         (&["verb", "3"][..], 2),
         (&["exec", "--all", "exit"], 1),
+        (&["exec", "help"], 2),
+        // A daemon that is not on Windows refuses it.
+        (&["exec", "--all", "net"], 1),
+        (&["exec", "--all", "test", "3"], 1),
+        (&["kill", "--common-name", "nobody", "--all", "--yes"], 1),
         (&["pid", "--instance", "nobody"], 1),
     ] {
         let output = gateway.cli(line).await?;
