@@ -25,7 +25,7 @@ pub(crate) async fn keep_session<O: Observer + Clone>(
     cancel: CancellationToken,
 ) {
     loop {
-        let config = instance.spec().session.clone();
+        let config = Arc::clone(&instance.spec().session);
         let (handle, session) = Session::new(config, observer.clone(), Arc::clone(&pacer));
         instance.set_handle(handle);
         let run = AssertUnwindSafe(session.run(cancel.clone()));
@@ -99,7 +99,7 @@ mod tests {
             name: InstanceName::new("a").expect("a name"),
             labels: Labels::default(),
             source: InstanceSource::File,
-            session: SessionConfig::new(Address::Unix(path)),
+            session: SessionConfig::new(Address::Unix(path)).into(),
             paused: None,
             others: 0,
         };

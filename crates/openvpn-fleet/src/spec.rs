@@ -1,6 +1,7 @@
 //! What an operator or a discovery source says of an instance.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use openvpn_session::SessionConfig;
 
@@ -15,8 +16,8 @@ pub struct InstanceSpec {
     pub labels: Labels,
     /// Where it was defined.
     pub source: InstanceSource,
-    /// Where its management socket is, and how to treat it.
-    pub session: SessionConfig,
+    /// Where its management socket is, and how to treat it; shared with the session.
+    pub session: Arc<SessionConfig>,
     /// Why an operator took it out of service, for a person; `None` is in service. There is no session while it is set.
     pub paused: Option<String>,
     /// Stands for what else was said of it and does not concern the fleet: another number tells that it changed.

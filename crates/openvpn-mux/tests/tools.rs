@@ -54,7 +54,7 @@ impl Lab {
             name: InstanceName::new("eu1").unwrap(),
             labels: Labels::default(),
             source: InstanceSource::File,
-            session: SessionConfig::new(Address::Unix(path)),
+            session: SessionConfig::new(Address::Unix(path)).into(),
             paused: None,
             others: 0,
         };

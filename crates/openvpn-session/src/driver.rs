@@ -42,7 +42,7 @@ pub(crate) enum Ended {
 
 /// Drives one session: reads all there is, tells the observer, sends what is due, one command at a time.
 pub(crate) struct Driver<'a, O> {
-    link: Link,
+    link: Box<Link>,
     config: &'a SessionConfig,
     report: &'a mut Report<O>,
     stage: Stage,
@@ -67,7 +67,7 @@ enum Stage {
 impl<'a, O: Observer> Driver<'a, O> {
     /// Takes over a link on which the greeting has just been read.
     pub(crate) fn new(
-        link: Link,
+        link: Box<Link>,
         management_version: Option<u32>,
         config: &'a SessionConfig,
         report: &'a mut Report<O>,
@@ -86,7 +86,7 @@ impl<'a, O: Observer> Driver<'a, O> {
     }
 
     /// Runs the session to its end; gives why, and how long it was attached.
-    pub(crate) async fn run(mut self, cancel: &CancellationToken) -> (Ended, Duration) {
+    pub(crate) async fn run(&mut self, cancel: &CancellationToken) -> (Ended, Duration) {
         let ended = loop {
             let is_drained = match self.advance() {
                 Ok(is_drained) => is_drained,
@@ -534,7 +534,7 @@ impl<'a, O: Observer> Driver<'a, O> {
     }
 
     /// Tells everybody that the session is over.
-    fn finish(self, ended: Ended) -> (Ended, Duration) {
+    fn finish(&mut self, ended: Ended) -> (Ended, Duration) {
         let now = Moment::now();
         let reason = match &ended {
             Ended::Cancelled => "the session was ended by the gateway".to_owned(),
@@ -544,7 +544,7 @@ impl<'a, O: Observer> Driver<'a, O> {
         self.report.mailbox.tap.ended();
         // Asked for while there was a session, which needed none.
         self.report.mailbox.take_retry();
-        if let Some(in_flight) = self.in_flight {
+        if let Some(in_flight) = self.in_flight.take() {
             in_flight.abandon(&reason);
         }
         self.report.observe(Observation::Detached { reason }, now);

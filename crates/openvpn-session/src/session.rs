@@ -28,7 +28,7 @@ use crate::slot;
 /// One persistent session: [`run`](Self::run) is its task.
 #[derive(Debug)]
 pub struct Session<O> {
-    config: SessionConfig,
+    config: Arc<SessionConfig>,
     report: Report<O>,
     pacer: Arc<DialPacer>,
     backoff: Backoff,
@@ -62,12 +62,13 @@ impl<O: Observer> Session<O> {
     /// A session that has not begun, and the handle to it.
     #[must_use]
     pub fn new(
-        mut config: SessionConfig,
+        config: impl Into<Arc<SessionConfig>>,
         observer: O,
         pacer: Arc<DialPacer>,
     ) -> (SessionHandle, Self) {
-        if config.address.is_dial_in() {
-            config.disconnect = DisconnectPolicy::Destructive;
+        let mut config = config.into();
+        if config.address.is_dial_in() && config.disconnect != DisconnectPolicy::Destructive {
+            Arc::make_mut(&mut config).disconnect = DisconnectPolicy::Destructive;
         }
         let (handle, mailbox) = SessionHandle::new();
         let session = Self {
@@ -212,7 +213,8 @@ impl<O: Observer> Session<O> {
             clients_max: self.config.clients_max,
             ..Limits::default()
         };
-        let mut link = Link::new(stream, limits);
+        // Boxed, for it moves on to the driver: this future would keep room for it in both places.
+        let mut link = Box::new(Link::new(stream, limits));
         // What the daemon asks may come in one read with its greeting.
         link.connection
             .tell_lines(self.report.mailbox.tap.lines_wanted());
@@ -222,7 +224,8 @@ impl<O: Observer> Session<O> {
                 self.report
                     .observe(Observation::Greeted { management_version }, Moment::now());
                 self.report.stands(Condition::Syncing, "");
-                let driver = Driver::new(link, management_version, &self.config, &mut self.report);
+                let mut driver =
+                    Driver::new(link, management_version, &self.config, &mut self.report);
                 let (ended, attached) = driver.run(cancel).await;
                 let Ended::Broken(reason) = ended else {
                     return Aftermath::Cancelled;

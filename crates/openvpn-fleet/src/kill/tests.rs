@@ -134,7 +134,7 @@ fn instance() -> Instance {
         name: InstanceName::new("eu1").expect("a name"),
         labels: Labels::default(),
         source: InstanceSource::File,
-        session: SessionConfig::new(Address::Unix("/nowhere".into())),
+        session: SessionConfig::new(Address::Unix("/nowhere".into())).into(),
         paused: None,
         others: 0,
     };

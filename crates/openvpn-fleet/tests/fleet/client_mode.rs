@@ -21,7 +21,7 @@ async fn start(lab: &Lab, client: ClientMode) -> (Daemon, Arc<Instance>) {
         .await
         .expect("the daemon starts");
     let mut spec = lab.spec("road");
-    spec.session.bytecount = Some(Duration::from_secs(1));
+    Arc::make_mut(&mut spec.session).bytecount = Some(Duration::from_secs(1));
     lab.fleet.set_instances(vec![spec]).await.expect("no clash");
     (daemon, lab.fleet.instance("road").expect("it was added"))
 }

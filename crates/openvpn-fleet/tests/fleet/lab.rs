@@ -61,7 +61,7 @@ impl Lab {
             name: InstanceName::new(name).expect("a name"),
             labels: Labels::from_iter([("name", name)]),
             source: InstanceSource::File,
-            session,
+            session: session.into(),
             paused: None,
             others: 0,
         }

@@ -383,7 +383,7 @@ impl Blueprint {
             name: named?,
             labels: Labels::from(labels),
             source,
-            session,
+            session: session.into(),
             paused: None,
             others: fingerprint(&mux),
         };

@@ -497,12 +497,12 @@ impl Keeper {
     }
 
     /// How a definition reaches its daemon, unless a session of ours does so already.
-    fn new_address(&self, name: &InstanceName, wanted: &Definition) -> Option<SessionConfig> {
+    fn new_address(&self, name: &InstanceName, wanted: &Definition) -> Option<Arc<SessionConfig>> {
         let session = &wanted.built.as_ref().ok()?.spec.session;
         let present = self.present.instances.get(name);
         let is_same =
             present.is_some_and(|present| present.spec.session.address == session.address);
-        (!is_same).then(|| session.clone())
+        (!is_same).then(|| Arc::clone(session))
     }
 
     fn done(&self, name: Option<&InstanceName>, plan: Plan) -> Done {

@@ -113,7 +113,7 @@ pub(crate) struct Done {
     /// The instance, where the order was about one that is there.
     pub(crate) instance: Option<Arc<Instance>>,
     /// How its daemon is reached, where that is new and no session of ours holds it.
-    pub(crate) new_address: Option<SessionConfig>,
+    pub(crate) new_address: Option<Arc<SessionConfig>>,
     /// A restart does not forget it.
     pub(crate) is_durable: bool,
     /// What was deleted had not been in force.
