@@ -1,5 +1,7 @@
 //! What a daemon asks, and what it can be answered.
 
+mod challenge;
+
 use std::fmt;
 use std::num::NonZeroU32;
 use std::time::SystemTime;
@@ -7,9 +9,12 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use openvpn_management::{
-    Command, DynamicChallenge, NeedOkAnswer, Notification, PasswordNotification, ProxyAnswer,
-    RemoteAnswer, Secret, StaticChallenge, Text,
+    Command, NeedOkAnswer, Notification, PasswordNotification, ProxyAnswer, RemoteAnswer, Secret,
+    Text,
 };
+
+pub(crate) use challenge::PendingChallenge;
+pub use challenge::{Challenge, ChallengeText};
 
 /// Characters of base64 in a line of a signature: what OpenVPN's own tools write.
 const SIGNATURE_LINE_BYTES: usize = 64;
@@ -98,38 +103,6 @@ pub enum Question {
     },
     /// Something that this version does not know.
     Unknown,
-}
-
-/// What is asked together with credentials.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Challenge {
-    /// Of the client's configuration: answered together with the password.
-    Static {
-        /// What to answer.
-        challenge: ChallengeText,
-        /// Password and answer are sent as one word.
-        concatenate: bool,
-    },
-    /// Of the server, after a first try: answered instead of the password.
-    Dynamic {
-        /// What to answer.
-        challenge: ChallengeText,
-        /// The user it is for; empty when the server's words were not readable.
-        username: Text,
-        /// Given back with the answer. It stands for the first login, so it is not shown.
-        state_id: Secret,
-    },
-}
-
-/// A question for a person.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChallengeText {
-    /// The question.
-    pub text: Text,
-    /// The answer may be shown while it is typed.
-    pub echo: bool,
-    /// An answer is wanted; otherwise the text is only to be shown.
-    pub response_wanted: bool,
 }
 
 /// An answer.
@@ -419,85 +392,6 @@ impl fmt::Display for Question {
     }
 }
 
-/// A dynamic challenge that waits for the daemon to ask for the credentials again.
-#[derive(Debug, Clone)]
-pub(crate) struct PendingChallenge {
-    kind: Text,
-    challenge: Challenge,
-}
-
-impl PendingChallenge {
-    /// The challenge that a refusal carries.
-    pub(crate) fn of(notification: &PasswordNotification) -> Option<Self> {
-        let PasswordNotification::VerificationFailed {
-            kind,
-            challenge: Some(challenge),
-            ..
-        } = notification
-        else {
-            return None;
-        };
-        Some(Self {
-            kind: kind.clone(),
-            challenge: Challenge::of_dynamic(challenge),
-        })
-    }
-}
-
-impl Challenge {
-    fn of_static(challenge: &StaticChallenge) -> Self {
-        let StaticChallenge {
-            echo,
-            concatenate,
-            text,
-        } = challenge;
-        Self::Static {
-            challenge: ChallengeText {
-                text: text.clone(),
-                echo: *echo,
-                response_wanted: true,
-            },
-            concatenate: *concatenate,
-        }
-    }
-
-    fn of_dynamic(challenge: &DynamicChallenge) -> Self {
-        let DynamicChallenge {
-            flags,
-            state_id,
-            username_base64,
-            text,
-        } = challenge;
-        let username = BASE64
-            .decode(username_base64.as_bytes())
-            .unwrap_or_default();
-        Self::Dynamic {
-            challenge: ChallengeText::with_flags(flags.as_bytes(), text.clone()),
-            username: Text::copy_from(&username),
-            state_id: Secret::new(state_id.clone().into_bytes()),
-        }
-    }
-}
-
-impl ChallengeText {
-    fn with_flags(flags: &[u8], text: Text) -> Self {
-        let has = |flag: &[u8]| flags.split(|byte| *byte == b',').any(|one| one == flag);
-        Self {
-            text,
-            echo: has(b"E"),
-            response_wanted: has(b"R"),
-        }
-    }
-
-    /// `CR_TEXT:{flags}:{text}`; other messages, such as links to log in by, are none.
-    fn of_infomsg(text: &Text) -> Option<Self> {
-        let rest = text.as_bytes().strip_prefix(b"CR_TEXT:")?;
-        let colon = rest.iter().position(|byte| *byte == b':')?;
-        let (flags, question) = (&rest[..colon], &rest[colon + 1..]);
-        Some(Self::with_flags(flags, Text::copy_from(question)))
-    }
-}
-
 fn login(kind: &Text, username: Text, password: Secret) -> Vec<Command> {
     vec![
         Command::Username {
@@ -522,116 +416,4 @@ pub fn remote_skip(count: u32) -> RemoteAnswer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn secret(text: &str) -> Secret {
-        Secret::new(text.as_bytes().to_vec())
-    }
-
-    fn static_challenge(concatenate: bool) -> Question {
-        Question::Credentials {
-            kind: "Auth".into(),
-            challenge: Some(Challenge::of_static(&StaticChallenge {
-                echo: true,
-                concatenate,
-                text: "Enter PIN, please".into(),
-            })),
-        }
-    }
-
-    fn pending() -> PendingChallenge {
-        PendingChallenge::of(&PasswordNotification::VerificationFailed {
-            kind: "Auth".into(),
-            reason: None,
-            challenge: Some(DynamicChallenge {
-                flags: "R,E".into(),
-                state_id: "state42".into(),
-                username_base64: "dXMgZXI=".into(),
-                text: "Second factor".into(),
-            }),
-        })
-        .unwrap()
-    }
-
-    fn password_of(commands: &[Command]) -> &[u8] {
-        match commands.last() {
-            Some(Command::Password { password, .. }) => password.expose(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// A server that gets another form than the one OpenVPN's notes prescribe refuses the login.
-    #[test]
-    fn challenges_are_answered_in_their_forms() {
-        let login = || Answer::Credentials {
-            username: "us er".into(),
-            password: secret("pw"),
-            response: secret("1234"),
-        };
-        let commands = static_challenge(false).commands(login());
-        assert_eq!(password_of(&commands), b"SCRV1:cHc=:MTIzNA==");
-        let commands = static_challenge(true).commands(login());
-        assert_eq!(password_of(&commands), b"pw1234");
-
-        let asked = Notification::Password(PasswordNotification::NeedUsernamePassword {
-            kind: "Auth".into(),
-            challenge: None,
-        });
-        let question = Question::of(&asked, Some(&pending())).unwrap();
-        let commands = question.commands(Answer::ChallengeResponse(secret("8675309")));
-        assert_eq!(password_of(&commands), b"CRV1::state42::8675309");
-        assert!(
-            matches!(&commands[0], Command::Username { username, .. } if *username == "us er"),
-            "{commands:?}"
-        );
-    }
-
-    /// An answer of another kind would be a command that the daemon does not expect.
-    #[test]
-    fn an_answer_of_another_kind_is_no_command() {
-        let question = Question::Password {
-            kind: "Private Key".into(),
-        };
-        assert!(
-            question
-                .commands(Answer::NeedOk(NeedOkAnswer::Ok))
-                .is_empty()
-        );
-        assert!(
-            static_challenge(false)
-                .commands(Answer::ChallengeResponse(secret("1")))
-                .is_empty()
-        );
-    }
-
-    /// The state of a challenge stands for a login that the server took.
-    #[test]
-    fn a_challenge_does_not_show_its_state() {
-        let question = Question::Credentials {
-            kind: "Auth".into(),
-            challenge: Some(pending().challenge),
-        };
-        let shown = format!("{question:?} {question}");
-        assert!(!shown.contains("state42"), "{shown}");
-    }
-
-    /// Only a challenge is a question: a link to log in by is not shown at all.
-    #[test]
-    fn of_the_messages_only_challenges_are_questions() {
-        let message = |text: &str| Notification::Infomsg(text.into());
-        assert!(Question::of(&message("WEB_AUTH::https://x"), None).is_none());
-        let question = Question::of(&message("CR_TEXT:R:PIN: now?"), None);
-        let expected = ChallengeText {
-            text: "PIN: now?".into(),
-            echo: false,
-            response_wanted: true,
-        };
-        assert_eq!(
-            question,
-            Some(Question::ChallengeText {
-                challenge: expected
-            })
-        );
-    }
-}
+mod tests;
