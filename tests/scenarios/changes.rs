@@ -89,6 +89,7 @@ async fn a_change_without_an_answer_is_told_as_such() -> Result<()> {
     let mute = |lines| SetMuteRequest {
         instance: "asleep".to_owned(),
         lines,
+        ..Default::default()
     };
     api.instance.set_mute(timed(mute(7))).await?;
 

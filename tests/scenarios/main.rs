@@ -26,6 +26,7 @@ mod shutdown;
 mod slow;
 mod standard;
 mod standby;
+mod state;
 mod stunnel;
 mod together;
 mod tool_certificates;

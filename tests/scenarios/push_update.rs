@@ -114,6 +114,7 @@ async fn push(
         client: client.cloned(),
         every_client: client.is_none(),
         options: OPTIONS.to_owned(),
+        ..Default::default()
     };
     let pushed = api.instance.push_update(timed(request)).await?;
     Ok(pushed.into_inner())

@@ -53,6 +53,7 @@ async fn a_held_server_with_an_encrypted_key_is_brought_up() -> Result<()> {
     let release = SetHoldRequest {
         instance: "vault".to_owned(),
         action: HoldAction::Release.into(),
+        ..Default::default()
     };
     api.instance.set_hold(timed(release)).await?;
 
@@ -309,6 +310,7 @@ async fn a_daemon_is_asked_and_set() -> Result<()> {
     let mute = SetMuteRequest {
         instance: instance(),
         lines: 7,
+        ..Default::default()
     };
     api.instance.set_mute(timed(mute)).await?;
     let verb = |level, force, reset_after| SetVerbRequest {
@@ -316,6 +318,7 @@ async fn a_daemon_is_asked_and_set() -> Result<()> {
         level,
         force,
         reset_after,
+        ..Default::default()
     };
     for (level, force, expected) in [(6, false, "VERB_NEEDS_FORCE"), (9, true, "VERB_LOCKS_UP")] {
         let refused = api
@@ -352,6 +355,7 @@ async fn a_daemon_is_asked_and_set() -> Result<()> {
         client: None,
         every_client: true,
         options: "route 10.9.0.0 255.255.0.0".to_owned(),
+        ..Default::default()
     };
     let refused = api.instance.push_update(timed(push)).await.unwrap_err();
     ensure!(
@@ -375,6 +379,7 @@ async fn a_daemon_is_asked_and_set() -> Result<()> {
     let exec = |line: &str| ExecuteCommandRequest {
         instance: instance(),
         line: line.to_owned(),
+        ..Default::default()
     };
     let reply = api
         .instance
@@ -660,6 +665,7 @@ fn answer(instance: &str, question_id: u64, answer: Answer) -> AnswerQuestionReq
         instance: instance.to_owned(),
         question_id,
         answer: Some(answer),
+        ..Default::default()
     }
 }
 

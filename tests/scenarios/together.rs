@@ -185,6 +185,7 @@ async fn call(api: &mut Api, pid: u32, alone: &Replies) -> Result<()> {
         let request = ExecuteCommandRequest {
             instance: instance(),
             line: line.to_owned(),
+            ..Default::default()
         };
         let reply = api.instance.execute_command(timed(request)).await?;
         let lines = reply.into_inner().lines;

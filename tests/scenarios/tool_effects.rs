@@ -126,6 +126,7 @@ async fn a_held_server_is_released_and_unlocked_by_a_tool() -> Result<()> {
         level,
         force: false,
         reset_after: reset_after.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
+        ..Default::default()
     };
     lab.api.instance.set_verb(timed(level(4, Some(1)))).await?;
     ensure!(lab.tool.ask("verb 2").await? == "SUCCESS: verb level changed");

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::filter::ClientFilter;
 use crate::journal::Position;
+use crate::ledger::Digest;
 use crate::name::{
     CallerName, ClientRef, GatewayName, Generation, InstanceName, RequestId, RequestIdError,
 };
@@ -265,6 +266,18 @@ pub enum ActionError {
         /// How many.
         running: usize,
     },
+    /// The ledger knows an action of that id, which is over.
+    #[error("request id {request_id} is that of an action that is over")]
+    Known {
+        /// Which.
+        request_id: RequestId,
+    },
+    /// It cannot be kept that something will be sent.
+    #[error("nothing was sent: {reason}")]
+    LedgerUnavailable {
+        /// Why, for a person.
+        reason: String,
+    },
     /// The gateway is going away.
     #[error("the gateway is shutting down")]
     ShuttingDown,
@@ -308,6 +321,8 @@ pub struct KillRequest {
     pub wait: bool,
     /// What the caller calls the request; `None`: we make one.
     pub request_id: Option<RequestId>,
+    /// Of the request, to know another one under the same id.
+    pub digest: Digest,
 }
 
 /// What a kill did.
@@ -325,6 +340,17 @@ pub struct KillReport {
     pub cut_short: bool,
     /// From before the first command.
     pub as_of: AsOf,
+    /// Where it is kept.
+    pub durability: Durability,
+}
+
+/// Where an action is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// In memory: a restart forgets it, or that it came to an end.
+    Memory,
+    /// In a ledger, which outlives the process.
+    Ledger,
 }
 
 /// From which moment an answer is.
@@ -410,6 +436,8 @@ pub struct SignalRequest {
     pub max_instances: u32,
     /// What the caller calls the request; `None`: we make one.
     pub request_id: Option<RequestId>,
+    /// Of the request, to know another one under the same id.
+    pub digest: Digest,
 }
 
 /// What a signal did.
@@ -425,6 +453,8 @@ pub struct SignalReport {
     pub cut_short: bool,
     /// From before the first command.
     pub as_of: AsOf,
+    /// Where it is kept.
+    pub durability: Durability,
 }
 
 /// What happened to one instance.
@@ -472,4 +502,13 @@ pub enum ActionResult {
     Kill(Arc<KillReport>),
     /// Of a signal.
     Signal(Arc<SignalReport>),
+}
+
+impl ActionResult {
+    pub(crate) fn set_durability(&mut self, durability: Durability) {
+        match self {
+            Self::Kill(report) => Arc::make_mut(report).durability = durability,
+            Self::Signal(report) => Arc::make_mut(report).durability = durability,
+        }
+    }
 }

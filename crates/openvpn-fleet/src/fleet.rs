@@ -23,6 +23,7 @@ use crate::event::{Detail, Event, Inventory};
 use crate::instance::Instance;
 use crate::journal::{Journal, JournalConfig};
 use crate::keeper::keep_session;
+use crate::ledger::Ledger;
 use crate::name::{CallerName, GatewayName, InstanceName, InstanceUid, Labels, RequestId};
 use crate::observer::InstanceObserver;
 use crate::requests::Requests;
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
     pub(crate) journal: Arc<Journal>,
     pub(crate) instances: DashMap<InstanceName, Arc<Instance>>,
     pub(crate) requests: Requests,
+    ledger: Option<Arc<dyn Ledger>>,
     interner: Arc<Interner>,
     pacer: Arc<DialPacer>,
     /// The sessions' tasks by instance. Locked to look up or replace, never across an await.
@@ -106,12 +108,19 @@ impl Fleet {
     /// A fleet without instances.
     #[must_use]
     pub fn new(config: &FleetConfig) -> Self {
+        Self::with_ledger(config, None)
+    }
+
+    /// The same, with a place for what must outlive the process.
+    #[must_use]
+    pub fn with_ledger(config: &FleetConfig, ledger: Option<Arc<dyn Ledger>>) -> Self {
         let cancel = CancellationToken::new();
         let shared = Shared {
             gateway: config.gateway.clone(),
             journal: Arc::new(Journal::new(config.gateway.clone(), &config.journal)),
             instances: DashMap::new(),
-            requests: Requests::default(),
+            requests: Requests::new(ledger.clone()),
+            ledger,
             interner: Arc::default(),
             pacer: Arc::new(DialPacer::new()),
             sessions: Mutex::default(),
@@ -359,6 +368,11 @@ impl Shared {
     fn add(&self, spec: InstanceSpec) {
         let uid = InstanceUid::new(self.next_uid.fetch_add(1, Ordering::Relaxed));
         let instance = Arc::new(Instance::new(self.gateway.clone(), uid, spec));
+        let address = instance.spec().session.address.to_string();
+        let known = self.ledger.as_ref();
+        if let Some(run) = known.and_then(|ledger| ledger.take_run(instance.name(), &address)) {
+            instance.update(|table| table.restore(&run));
+        }
         self.instances
             .insert(instance.name().clone(), Arc::clone(&instance));
         self.record_inventory(&instance, Detail::Added);

@@ -17,12 +17,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use self::resolve::{Plan, Refused, Target, ask, empty_report, resolve};
 use crate::action::{
     ActionContext, ActionError, ActionResult, KILL_MESSAGE_BYTES_MAX, KillReport, KillRequest,
-    KillResult, Method, Outcome, TargetError,
+    Method, Outcome, TargetError,
 };
+use crate::failpoint;
 use crate::fleet::Shared;
 use crate::instance::Instance;
 use crate::name::{ActionRef, ClientRef};
-use crate::requests::{Begun, Running, digest};
+use crate::requests::{Begun, Running};
 use crate::send::{
     Fate, INSTANCES_IN_FLIGHT_MAX, Limits, caller_id, carry_out, fate_of_error, join,
     mint_request_id, record_finished, record_started,
@@ -62,7 +63,7 @@ pub(crate) async fn kill(
     let begun = shared.requests.begin(
         action,
         Method::KillClients,
-        digest(&request),
+        request.digest,
         empty,
         SystemTime::now(),
     )?;
@@ -114,17 +115,20 @@ async fn run(
     running: Arc<Running>,
     limits: Limits,
 ) -> Result<ActionResult, ActionError> {
+    running.intend().await?;
     let request_id = running.action.request_id.clone();
     let Plan {
         mut report,
         targets,
     } = resolve(&shared, &request, &limits, request_id).await?;
-    record_started(&shared, &running, report.results.len());
+    let results = report.results.len();
     // Until its turn comes, a target is one that nothing was sent to.
     for result in &mut report.results[..targets.len()] {
         (result.outcome, result.error) = (Outcome::NotSent, Some(TargetError::NoTime));
     }
     running.update(|result| *result = ActionResult::Kill(Arc::new(report)));
+    running.plan(targets.len()).await?;
+    record_started(&shared, &running, results);
 
     let kill = Kill {
         request: &request,
@@ -185,7 +189,7 @@ impl Kill<'_> {
         for (index, target) in targets {
             let fate = self.kill_one(&target).await;
             let is_accepted = fate.outcome == Outcome::Accepted;
-            self.update(index, |result| {
+            self.running.update_kill(index, |result| {
                 (result.outcome, result.error, result.sent) = (fate.outcome, fate.error, fate.sent);
             });
             if is_accepted {
@@ -195,16 +199,6 @@ impl Kill<'_> {
         if self.request.wait && !accepted.is_empty() {
             self.confirm(accepted).await;
         }
-    }
-
-    fn update(&self, index: usize, change: impl FnOnce(&mut KillResult)) {
-        self.running.update(|result| {
-            if let ActionResult::Kill(report) = result
-                && let Some(result) = Arc::make_mut(report).results.get_mut(index)
-            {
-                change(result);
-            }
-        });
     }
 
     async fn kill_one(&self, target: &Target) -> Fate {
@@ -222,7 +216,11 @@ impl Kill<'_> {
             guard: Some(self.guard(target)),
             deadline: self.limits.stop.into_std(),
         };
-        match instance.call(call).await {
+        let answer = instance.call(call).await;
+        if answer.is_ok() {
+            failpoint::hit("action.after_send");
+        }
+        match answer {
             Ok(answer) => match instance.with_table(|table| table.generation()) {
                 generation if generation == Some(target.generation) => Fate {
                     outcome: Outcome::Accepted,
@@ -326,14 +324,15 @@ impl Kill<'_> {
                     .wait_for(|table| target.find(table).is_err().then_some(()));
                 if timeout_at(self.limits.stop, gone).await.is_err() {
                     let instance = target.instance.name().clone();
-                    self.update(index, |result| {
+                    self.running.update_kill(index, |result| {
                         result.error = Some(TargetError::NotSeen { instance })
                     });
                     return;
                 }
-                self.update(index, |result| result.outcome = Outcome::Confirmed);
+                self.running
+                    .update_kill(index, |result| result.outcome = Outcome::Confirmed);
                 let successor = self.successor(&target).await;
-                self.update(index, |result| {
+                self.running.update_kill(index, |result| {
                     result.successor = successor.map(|cid| ClientRef {
                         cid,
                         ..result.client.clone()

@@ -25,6 +25,7 @@ pub mod journal;
 mod keeper;
 mod kill;
 mod label;
+mod ledger;
 mod name;
 mod observer;
 mod question;
@@ -38,7 +39,7 @@ mod spec;
 mod table;
 
 pub use action::{
-    Action, ActionContext, ActionError, ActionResult, AsOf, InstanceResult, KillReport,
+    Action, ActionContext, ActionError, ActionResult, AsOf, Durability, InstanceResult, KillReport,
     KillRequest, KillResult, Method, Outcome, SignalReport, SignalRequest, SignalResult,
     SignalWait, TargetError,
 };
@@ -62,6 +63,7 @@ pub use journal::{
     Start,
 };
 pub use label::{EXPRESSION_BYTES_MAX, LabelExpression, LabelExpressionError};
+pub use ledger::{Digest, Intent, KnownRun, Ledger, LedgerError, TargetResult};
 pub use name::{
     ActionRef, CallerName, ClientRef, GatewayName, Generation, InstanceName, InstanceUid, Labels,
     NAME_BYTES_MAX, NameError, REQUEST_ID_BYTES_MAX, RequestId, RequestIdError,

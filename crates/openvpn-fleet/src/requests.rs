@@ -1,15 +1,17 @@
 //! Request ids: a repetition of a request joins it and sends nothing twice.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Debug;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use crate::action::{Action, ActionError, ActionResult, Method};
+use crate::action::{
+    Action, ActionError, ActionResult, Durability, KillResult, Method, SignalResult,
+};
+use crate::failpoint;
+use crate::ledger::{Digest, Intent, Ledger, LedgerError, TargetResult};
 use crate::name::{ActionRef, CallerName, RequestId};
 
 /// Actions remembered; at the bound the oldest finished ones go first, and if none is finished a new one is refused.
@@ -24,6 +26,7 @@ pub const ACTION_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Requests {
     /// Locked to look up, add or forget, never across an await.
     state: Mutex<State>,
+    ledger: Option<Arc<dyn Ledger>>,
 }
 
 type Key = (CallerName, Method, RequestId);
@@ -42,7 +45,7 @@ pub(crate) struct Running {
     pub(crate) action: ActionRef,
     pub(crate) method: Method,
     /// Of the request, to know another one under the same id.
-    digest: u64,
+    digest: Digest,
     number: u64,
     started: SystemTime,
     /// Results it has, once it is finished.
@@ -51,6 +54,8 @@ pub(crate) struct Running {
     state: Mutex<RunningState>,
     /// Wakes those who joined when it is finished.
     finished: watch::Sender<bool>,
+    /// What must outlive the process goes there.
+    ledger: Option<Arc<dyn Ledger>>,
 }
 
 #[derive(Debug)]
@@ -70,12 +75,31 @@ pub(crate) enum Begun {
 }
 
 impl Requests {
+    pub(crate) fn new(ledger: Option<Arc<dyn Ledger>>) -> Self {
+        let state = State {
+            last_number: ledger.as_ref().map_or(0, |ledger| ledger.last_action()),
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+            ledger,
+        }
+    }
+
+    /// Where actions are kept.
+    pub(crate) fn durability(&self) -> Durability {
+        match self.ledger {
+            Some(_) => Durability::Ledger,
+            None => Durability::Memory,
+        }
+    }
+
     /// Begins an action, or finds the one of the same id.
     pub(crate) fn begin(
         &self,
         action: ActionRef,
         method: Method,
-        digest: u64,
+        digest: Digest,
         empty: ActionResult,
         now: SystemTime,
     ) -> Result<Begun, ActionError> {
@@ -115,6 +139,7 @@ impl Requests {
                 finished: None,
             }),
             finished: watch::Sender::new(false),
+            ledger: self.ledger.clone(),
         });
         state.numbers.insert(key, number);
         state.actions.insert(number, Arc::clone(&running));
@@ -209,6 +234,100 @@ impl Running {
         self.results.load(Ordering::Relaxed)
     }
 
+    /// Keeps that the action is about to begin.
+    pub(crate) async fn intend(&self) -> Result<(), ActionError> {
+        if let Some(ledger) = &self.ledger {
+            let intent = Intent {
+                number: self.number,
+                caller: self.action.caller.clone(),
+                method: self.method,
+                request_id: self.action.request_id.clone(),
+                digest: self.digest,
+                started: self.started,
+            };
+            let intended = ledger.intend(intent).await;
+            intended.map_err(|error| self.refused(error))?;
+        }
+        failpoint::hit("action.after_intent");
+        Ok(())
+    }
+
+    /// Keeps what is known so far, before anything is sent to the first `targets` of the results.
+    pub(crate) async fn plan(&self, targets: usize) -> Result<(), ActionError> {
+        match &self.ledger {
+            Some(ledger) if targets > 0 => {
+                let planned = ledger.plan(self.to_action(), targets).await;
+                planned.map_err(|error| self.refused(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn refused(&self, error: LedgerError) -> ActionError {
+        match error {
+            LedgerError::Unavailable { reason } => ActionError::LedgerUnavailable { reason },
+            LedgerError::Known => ActionError::Known {
+                request_id: self.action.request_id.clone(),
+            },
+        }
+    }
+
+    /// Keeps what became of the action: its result, and where that is.
+    pub(crate) async fn conclude(&self, mut result: ActionResult) -> ActionResult {
+        failpoint::hit("action.before_outcome");
+        if let Some(ledger) = &self.ledger {
+            let action = Action {
+                finished: Some(SystemTime::now()),
+                result: result.clone(),
+                ..self.to_action()
+            };
+            if !ledger.finish(action).await {
+                result.set_durability(Durability::Memory);
+            }
+        }
+        result
+    }
+
+    /// Nothing of it was sent.
+    pub(crate) fn take_back(&self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.forget(self.number);
+        }
+    }
+
+    /// Nobody knows what became of it.
+    pub(crate) fn lose(&self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.lose(self.number);
+        }
+    }
+
+    /// Changes what is known of one target of a kill.
+    pub(crate) fn update_kill(&self, target: usize, change: impl FnOnce(&mut KillResult)) {
+        let mut state = self.lock();
+        if let ActionResult::Kill(report) = &mut state.result
+            && let Some(result) = Arc::make_mut(report).results.get_mut(target)
+        {
+            change(result);
+            if let Some(ledger) = &self.ledger {
+                ledger.note(self.number, target, TargetResult::Kill(result));
+            }
+        }
+    }
+
+    /// Changes what is known of one target of a signal.
+    pub(crate) fn update_signal(&self, target: usize, change: impl FnOnce(&mut SignalResult)) {
+        let mut state = self.lock();
+        if let ActionResult::Signal(report) = &mut state.result
+            && let Some(result) = Arc::make_mut(report).results.get_mut(target)
+        {
+            change(result);
+            if let Some(ledger) = &self.ledger {
+                ledger.note(self.number, target, TargetResult::Signal(result));
+            }
+        }
+    }
+
     /// Changes what is known so far.
     pub(crate) fn update(&self, change: impl FnOnce(&mut ActionResult)) {
         change(&mut self.lock().result);
@@ -262,13 +381,6 @@ impl Running {
             result: state.result.clone(),
         }
     }
-}
-
-/// The same for the same request, within one run of the program.
-pub(crate) fn digest(request: &impl Debug) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    format!("{request:?}").hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

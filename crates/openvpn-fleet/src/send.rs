@@ -182,11 +182,15 @@ pub(crate) async fn carry_out(
                 running: &running,
                 is_finished: false,
             };
-            let result = work.await;
+            let result = match work.await {
+                Ok(result) => Ok(running.conclude(result).await),
+                Err(error) => {
+                    shared.requests.forget(&running);
+                    running.take_back();
+                    Err(error)
+                }
+            };
             unfinished.is_finished = true;
-            if result.is_err() {
-                shared.requests.forget(&running);
-            }
             running.finish(result);
         }
     };
@@ -223,6 +227,7 @@ impl Drop for Unfinished<'_> {
             let request_id = self.running.action.request_id.clone();
             tracing::error!(%request_id, "the action's task was lost");
             self.shared.requests.forget(self.running);
+            self.running.lose();
             self.running.finish(Err(ActionError::Lost { request_id }));
         }
     }

@@ -13,10 +13,11 @@ use crate::action::{
     ActionContext, ActionError, ActionResult, AsOf, Method, Outcome, SignalReport, SignalRequest,
     SignalResult, SignalWait, TargetError,
 };
+use crate::failpoint;
 use crate::fleet::{Selection, Shared};
 use crate::instance::Instance;
 use crate::name::{ActionRef, Generation, RequestId};
-use crate::requests::{Begun, Running, digest};
+use crate::requests::{Begun, Running};
 use crate::selector::InstancePath;
 use crate::send::{
     Fate, INSTANCES_IN_FLIGHT_MAX, Limits, caller_id, carry_out, fate_of_error, join,
@@ -53,7 +54,7 @@ pub(crate) async fn signal(
     let begun = shared.requests.begin(
         action,
         Method::SignalInstances,
-        digest(&request),
+        request.digest,
         empty,
         SystemTime::now(),
     )?;
@@ -86,6 +87,7 @@ fn empty_report(shared: &Shared, request: &SignalRequest, request_id: RequestId)
             position: shared.journal.newest(),
             time: SystemTime::now(),
         },
+        durability: shared.requests.durability(),
     }
 }
 
@@ -181,12 +183,15 @@ async fn run(
     running: Arc<Running>,
     limits: Limits,
 ) -> Result<ActionResult, ActionError> {
+    running.intend().await?;
     let (instances, mut report) = resolve(&shared, &request, running.action.request_id.clone())?;
-    record_started(&shared, &running, report.results.len());
+    let results = report.results.len();
     for result in &mut report.results[..instances.len()] {
         (result.outcome, result.error) = (Outcome::NotSent, Some(TargetError::NoTime));
     }
     running.update(|result| *result = ActionResult::Signal(Arc::new(report)));
+    running.plan(instances.len()).await?;
+    record_started(&shared, &running, results);
 
     let in_flight_max = (request.in_flight_max.max(1) as usize).min(INSTANCES_IN_FLIGHT_MAX);
     let round = Arc::new(Round {
@@ -263,18 +268,14 @@ impl Round {
         let fate = self.send(&instance, &before).await;
         let before = *before.lock().unwrap_or_else(PoisonError::into_inner);
         let is_failure = fate.error.is_some();
-        self.running.update(|result| {
-            if let ActionResult::Signal(report) = result
-                && let Some(result) = Arc::make_mut(report).results.get_mut(index)
+        self.running.update_signal(index, |result| {
+            (result.outcome, result.error, result.sent) = (fate.outcome, fate.error, fate.sent);
+            if let Some(Before {
+                clients,
+                generation,
+            }) = before
             {
-                (result.outcome, result.error, result.sent) = (fate.outcome, fate.error, fate.sent);
-                if let Some(Before {
-                    clients,
-                    generation,
-                }) = before
-                {
-                    (result.clients, result.generation) = (clients, generation);
-                }
+                (result.clients, result.generation) = (clients, generation);
             }
         });
         if is_failure {
@@ -303,6 +304,7 @@ impl Round {
         };
         match instance.call(call).await {
             Ok(answer) => {
+                failpoint::hit("action.after_send");
                 let before = before
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)

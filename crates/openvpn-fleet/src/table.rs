@@ -9,6 +9,7 @@ use openvpn_session::{Condition, HoldPolicy, Mode};
 use crate::apply::Memory;
 use crate::client::Client;
 use crate::event::DisconnectCause;
+use crate::ledger::KnownRun;
 use crate::name::{ActionRef, GatewayName, Generation, InstanceName, Labels};
 use crate::question::{OpenQuestion, Question};
 use crate::route::Route;
@@ -283,6 +284,31 @@ impl Table {
     #[must_use]
     pub fn generation(&self) -> Option<Generation> {
         self.generation
+    }
+
+    /// The daemon's present run, for who keeps it longer than the process lives; `None` before the first generation.
+    #[must_use]
+    pub fn known_run(&self) -> Option<KnownRun> {
+        let generation = self.generation?;
+        let run = self.memory.run();
+        let (connected_time, highest_cid) = run.unwrap_or_default();
+        let newest = self.clients.iter().map(|client| client.cid).max();
+        Some(KnownRun {
+            generation,
+            // Without it nobody takes the next run for this one.
+            pid: self.status.pid.filter(|_| run.is_some()),
+            connected_time,
+            highest_cid: highest_cid.max(newest),
+            observed: self.status.last_observed.or(self.memory.last_observed()),
+        })
+    }
+
+    /// Takes up what an earlier run of the gateway knew.
+    pub(crate) fn restore(&mut self, run: &KnownRun) {
+        self.generation = Some(run.generation);
+        self.status.pid = run.pid;
+        self.memory.restore(run);
+        self.bump_status();
     }
 
     /// Rises with every change of the table.

@@ -5,11 +5,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use openvpn_fleet::{Detail, Fleet, FleetConfig, JournalConfig};
+use openvpn_fleet::{Detail, Fleet, FleetConfig, JournalConfig, Ledger};
 use ovfleet_proto::FILE_DESCRIPTOR_SET;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{
     sync::CancellationToken,
@@ -34,7 +34,7 @@ use crate::{
     metrics::Metrics,
     mux::MuxSockets,
     services::{self, Context, Streams},
-    state::{self, EventStore, Keep, Registry},
+    state::{self, Actions, Calls, EventStore, Keep, Registry, State},
     state_dir::{StateDir, StateError},
     state_lock::StateLock,
 };
@@ -45,6 +45,8 @@ const HTTP_CONNECTIONS_MAX: usize = 64;
 const AGING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long sessions may take to end once the callers are gone.
 const SESSIONS_END_MAX: Duration = Duration::from_secs(5);
+/// How long the last of what goes to the disk may take.
+const KEEPING_END_MAX: Duration = Duration::from_secs(4);
 /// How long the state may take to be written back at the end.
 const STATE_CLOSE_MAX: Duration = Duration::from_secs(3);
 /// How often a wait for something that does not tell looks again.
@@ -64,8 +66,8 @@ pub struct Gateway {
     background: JoinSet<()>,
     stop: CancellationToken,
     stop_background: CancellationToken,
-    /// Takes events to the disk, until `stop_keeping`.
-    keeping: Option<AbortOnDropHandle<()>>,
+    /// Take to the disk what nobody waits for, until `stop_keeping`.
+    keeping: Vec<AbortOnDropHandle<()>>,
     stop_keeping: CancellationToken,
     /// Held until the end: the lock of the state directory.
     _directory: StateDir,
@@ -185,7 +187,11 @@ impl Gateway {
             }
         }
 
-        let fleet = Fleet::new(&FleetConfig {
+        let cursors = Arc::new(Cursors::new(name.as_str(), &directory.cursor_key));
+        let (actions, calls) = open_actions(&state, &cursors, &directory.cursor_key).await?;
+        let ledger = actions.clone();
+        let ledger = ledger.map(|actions| Arc::new(actions) as Arc<dyn Ledger>);
+        let fleet_config = FleetConfig {
             gateway: name.clone(),
             journal: JournalConfig {
                 memory_bytes: journal.memory,
@@ -194,7 +200,14 @@ impl Gateway {
                 start: store.as_ref().map(EventStore::start),
                 encode: |event| services::batch_element(&convert::event::event(event)),
             },
-        });
+        };
+        let fleet = Fleet::with_ledger(&fleet_config, ledger);
+        if let Some(aside) = state.set_aside() {
+            let aside = aside.display();
+            let message =
+                format!("the state was damaged: it is set aside as {aside}, and a new one begun");
+            fleet.record(Detail::GatewayConfig { message });
+        }
         let admission = Admission::new(&limits);
         let mux = MuxSockets::new(fleet.clone(), admission.clone());
         let mux_figures = mux.figures();
@@ -206,12 +219,14 @@ impl Gateway {
         let context = Arc::new(Context {
             fleet: fleet.clone(),
             inventory,
-            cursors: Cursors::new(name.as_str(), &directory.cursor_key),
+            cursors,
             // The rest is for what stands beside the rows.
             rows_bytes_max: limits.response_size / 8 * 7,
             streams: Streams::new(limits.streams),
             state,
             store: store.clone(),
+            actions: actions.clone(),
+            calls,
             tasks: TaskTracker::new(),
             leaving: CancellationToken::new(),
             drain: CancellationToken::new(),
@@ -235,14 +250,21 @@ impl Gateway {
             background: JoinSet::new(),
             stop: CancellationToken::new(),
             stop_background: CancellationToken::new(),
-            keeping: None,
+            keeping: Vec::new(),
             stop_keeping: CancellationToken::new(),
             _directory: directory,
         };
         if let Some(store) = store {
             let (journal, stop) = (Arc::clone(fleet.journal()), gateway.stop_keeping.clone());
             let task = tokio::spawn(store.run(journal, stop));
-            gateway.keeping = Some(AbortOnDropHandle::new(task));
+            gateway.keeping.push(AbortOnDropHandle::new(task));
+            let (state, stop) = (gateway.context.state.clone(), gateway.stop_keeping.clone());
+            let task = tokio::spawn(state::keep_generations(fleet.clone(), state, stop));
+            gateway.keeping.push(AbortOnDropHandle::new(task));
+        }
+        if let Some(actions) = actions {
+            let task = tokio::spawn(actions.run(gateway.stop_keeping.clone()));
+            gateway.keeping.push(AbortOnDropHandle::new(task));
         }
         for listener in grpc_listeners {
             let service = Service::Grpc(service.clone());
@@ -379,9 +401,10 @@ impl Gateway {
         context.fleet.shutdown(SESSIONS_END_MAX).await;
         background.shutdown().await;
         stop_keeping.cancel();
-        if let Some(keeping) = keeping {
-            // It takes only so long, and says what it could not keep.
-            let _ = keeping.await;
+        let until = Instant::now() + KEEPING_END_MAX;
+        for keeping in keeping {
+            // They take only so long, and say what they could not keep.
+            let _ = timeout_at(until, keeping).await;
         }
         context.state.close(STATE_CLOSE_MAX).await;
         tracing::info!("ended");
@@ -393,6 +416,21 @@ fn has_running_actions(fleet: &Fleet) -> bool {
         .actions(None, ACTIONS_LOOKED_AT)
         .iter()
         .any(|action| action.finished.is_none())
+}
+
+/// What became of actions and calls so far.
+async fn open_actions(
+    state: &State,
+    cursors: &Arc<Cursors>,
+    key: &[u8],
+) -> Result<(Option<Actions>, Calls), StateError> {
+    let unusable = |error: state::WriteError| StateError::from(state.unusable(&error));
+    let calls = Calls::open(state, key).await.map_err(unusable)?;
+    if !state.is_durable() {
+        return Ok((None, calls));
+    }
+    let actions = Actions::open(state, Arc::clone(cursors)).await;
+    Ok((Some(actions.map_err(unusable)?), calls))
 }
 
 /// The listeners that one of the configuration means: one, or all sockets that were handed down under its name.

@@ -28,11 +28,6 @@ mod mux;
 mod page;
 mod seal;
 mod services;
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the calls that change something come next"
-)]
 mod state;
 mod state_dir;
 mod state_lock;

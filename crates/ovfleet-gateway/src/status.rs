@@ -152,13 +152,72 @@ pub(crate) fn slow_caller(blocked: Duration) -> Status {
     )
 }
 
+/// ALREADY_EXISTS: the id is that of another request.
+pub(crate) fn request_id_reused(request_id: &str) -> Status {
+    status(
+        Code::AlreadyExists,
+        "REQUEST_ID_REUSED",
+        format!("request id {request_id} belongs to another request"),
+    )
+}
+
+/// ABORTED: the gateway ended before it sent anything of the request of this id.
+pub(crate) fn cut_off(request_id: &str) -> Status {
+    status(
+        Code::Aborted,
+        "NOT_SENT",
+        format!(
+            "the gateway ended before it sent anything of request {request_id}; \
+             ask again under another id"
+        ),
+    )
+}
+
+/// DEADLINE_EXCEEDED: a change may have happened.
+pub(crate) fn outcome_unknown(why: &str) -> Status {
+    status(
+        Code::DeadlineExceeded,
+        "OUTCOME_UNKNOWN",
+        format!("sent, fate unknown: {why}"),
+    )
+}
+
+/// ABORTED: the call that this one had joined came to nothing.
+pub(crate) fn call_given_up() -> Status {
+    status(
+        Code::Aborted,
+        "NOT_SENT",
+        "the call under way with this request id came to nothing; nothing was sent",
+    )
+}
+
+/// A status that was kept, once more.
+pub(crate) fn again(code: Code, message: String, details: Vec<u8>) -> Status {
+    Status::with_details(code, message, details.into())
+}
+
+/// Whether a call that ended so had sent something.
+pub(crate) fn was_sent(status: &Status) -> bool {
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    reason.is_none_or(|reason| {
+        matches!(
+            reason.as_str(),
+            "OUTCOME_UNKNOWN" | "REJECTED" | "REPLY_UNREADABLE"
+        )
+    })
+}
+
 /// UNAVAILABLE: what must be on disk before anything is done cannot be written.
 pub(crate) fn state_unavailable(error: &WriteError) -> Status {
+    state_refuses(&error.to_string())
+}
+
+fn state_refuses(reason: &str) -> Status {
     let mut details = details("STATE_UNAVAILABLE");
     details.set_retry_info(Some(RETRY_SOON));
     Status::with_error_details(
         Code::Unavailable,
-        format!("nothing was done: {error}"),
+        format!("nothing was done: {reason}"),
         details,
     )
 }
@@ -204,6 +263,8 @@ pub(crate) fn of_action(error: &ActionError, cursors: &Cursors) -> Status {
         ActionError::TooManyActions { .. } => {
             status(Code::ResourceExhausted, "ACTION_LIMIT", message)
         }
+        ActionError::Known { request_id } => request_id_reused(request_id.as_str()),
+        ActionError::LedgerUnavailable { reason } => state_refuses(reason),
         ActionError::ShuttingDown => shutting_down(),
         ActionError::Lost { .. } => {
             tracing::error!(%message, "action lost");

@@ -10,6 +10,9 @@ use crate::event::{ClientsLost, Detail, DisconnectCause, GenerationCause};
 use crate::name::Generation;
 use crate::table::RemovedReason;
 
+/// Seconds that a daemon's clock and ours may differ by more than is known.
+const CLOCK_SLACK: i64 = 5;
+
 impl Fold<'_> {
     /// The evidence, if a session that has just synchronised is to another run of the daemon than the last one was.
     pub(super) fn generation_on_attach(
@@ -49,7 +52,13 @@ impl Fold<'_> {
                 .memory
                 .highest_cid
                 .is_some_and(|highest| cid <= highest);
-            return is_lower.then_some(GenerationCause::CidLower);
+            // Whoever has a number of before, and came after, shows that the numbers began anew while nobody watched.
+            let offset = self.table.status.clock_offset.unwrap_or(0);
+            let is_newer = self.table.memory.restored.is_some_and(|(highest, before)| {
+                cid <= highest
+                    && connected_since.is_some_and(|since| since > before + offset + CLOCK_SLACK)
+            });
+            return (is_lower || is_newer).then_some(GenerationCause::CidLower);
         };
         let is_other_time = match (known.connected_since(), connected_since) {
             (Some(known), Some(shown)) => known != shown,

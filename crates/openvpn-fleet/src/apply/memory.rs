@@ -10,6 +10,7 @@ use openvpn_session::Moment;
 use super::log_cap::LogCap;
 use crate::client::Client;
 use crate::filter::parse_real_address;
+use crate::ledger::KnownRun;
 use crate::question::PendingChallenge;
 
 /// Notifications kept while a session synchronises, which takes some round trips. Of more, log lines are counted as
@@ -37,6 +38,9 @@ pub(crate) struct Memory {
     /// The highest CID in the complete snapshots of this generation. A daemon counts upwards, so that whoever is at or
     /// below it and not in the table has left.
     pub(super) highest_cid: Option<Cid>,
+    /// The highest CID that an earlier run of the gateway knew of this generation, and when it last heard of the daemon;
+    /// until the first complete snapshot of this one.
+    pub(super) restored: Option<(Cid, i64)>,
     /// When the last complete snapshot of this generation was answered.
     pub(super) complete_snapshot: Option<SystemTime>,
     /// The daemon's clock at its first snapshot: bytes of clients from before do not count.
@@ -95,6 +99,27 @@ impl Memory {
         !matches!(self.stage, Stage::Detached)
     }
 
+    /// Takes up what an earlier run of the gateway knew.
+    pub(crate) fn restore(&mut self, run: &KnownRun) {
+        self.connected_time = run.connected_time;
+        self.detached_at = run.observed;
+        self.restored = run
+            .highest_cid
+            .zip(run.observed.map(super::clients::unix_seconds));
+    }
+
+    /// When the daemon was last heard of before the session ended, or before this run of the gateway.
+    pub(crate) fn last_observed(&self) -> Option<SystemTime> {
+        self.detached_at
+    }
+
+    /// What names the daemon's present run, and how far its client numbers are; `None`: nobody can tell.
+    pub(crate) fn run(&self) -> Option<(Option<i64>, Option<Cid>)> {
+        let restored = self.restored.map(|(cid, _)| cid);
+        let is_known = !self.doubted && !self.reconnecting;
+        is_known.then(|| (self.connected_time, self.highest_cid.max(restored)))
+    }
+
     /// What attaches next may be another daemon altogether.
     pub(crate) fn doubt_generation(&mut self) {
         self.doubted = true;
@@ -151,6 +176,7 @@ impl Memory {
 
     pub(super) fn forget_generation(&mut self) {
         self.highest_cid = None;
+        self.restored = None;
         self.complete_snapshot = None;
         self.endings.clear();
     }

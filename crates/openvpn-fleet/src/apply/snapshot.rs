@@ -61,6 +61,7 @@ impl Fold<'_> {
             self.disconnect_absent(&seen, asked.wall, answered.wall);
             let memory = &mut self.table.memory;
             memory.highest_cid = memory.highest_cid.max(seen.iter().copied().max());
+            memory.restored = None;
             memory.complete_snapshot = Some(answered.wall);
         }
         self.fold_routes(shown);

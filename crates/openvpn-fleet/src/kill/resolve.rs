@@ -35,6 +35,7 @@ pub(super) fn empty_report(
             position: shared.journal.newest(),
             time: SystemTime::now(),
         },
+        durability: shared.requests.durability(),
     }
 }
 

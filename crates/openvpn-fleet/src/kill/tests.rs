@@ -6,6 +6,7 @@ use super::*;
 use crate::action::AsOf;
 use crate::apply::told::{BEGIN, Told, status};
 use crate::filter::ClientFilter;
+use crate::ledger::Digest;
 use crate::name::{CallerName, GatewayName, InstanceName, Labels, RequestId};
 use crate::requests::Requests;
 use crate::selector::Selector;
@@ -102,12 +103,17 @@ fn guard_of(target: &Target) -> Guard {
             },
             time: SystemTime::UNIX_EPOCH,
         },
+        durability: crate::action::Durability::Memory,
     };
     let requests = Requests::default();
     let empty = ActionResult::Kill(Arc::new(report));
-    let Ok(Begun::New(running)) =
-        requests.begin(action, Method::KillClients, 1, empty, SystemTime::now())
-    else {
+    let Ok(Begun::New(running)) = requests.begin(
+        action,
+        Method::KillClients,
+        Digest::default(),
+        empty,
+        SystemTime::now(),
+    ) else {
         panic!("a new action")
     };
     let request = KillRequest {
@@ -120,6 +126,7 @@ fn guard_of(target: &Target) -> Guard {
         max_instances: 0,
         wait: false,
         request_id: None,
+        digest: Digest::default(),
     };
     let kill = Kill {
         request: &request,

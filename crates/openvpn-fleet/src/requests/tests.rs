@@ -19,10 +19,11 @@ fn result(id: &RequestId, results: usize) -> ActionResult {
         validate_only: false,
         cut_short: false,
         as_of,
+        durability: Durability::Memory,
     };
     report.results.resize(
         results,
-        crate::action::KillResult {
+        KillResult {
             client: crate::name::ClientRef {
                 gateway: crate::name::GatewayName::new("gw").expect("a name"),
                 instance: crate::name::InstanceName::new("eu1").expect("a name"),
@@ -50,7 +51,7 @@ fn begin(
     requests: &Requests,
     caller: &str,
     request: &str,
-    digest: u64,
+    digest: u8,
     seconds: u64,
 ) -> Result<(Arc<Running>, bool), ActionError> {
     let action = ActionRef {
@@ -61,7 +62,7 @@ fn begin(
     let begun = requests.begin(
         action,
         Method::KillClients,
-        digest,
+        Digest([digest; 32]),
         result(&id(request), 0),
         now,
     )?;

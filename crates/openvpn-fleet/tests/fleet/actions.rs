@@ -370,6 +370,7 @@ async fn a_repeated_request_sends_nothing_twice() {
     assert_eq!(kills, 1);
     let other = openvpn_fleet::KillRequest {
         message: KillMessage::Halt,
+        digest: openvpn_fleet::Digest([1; 32]),
         ..request
     };
     assert!(matches!(
@@ -462,6 +463,7 @@ async fn signals_wait_for_their_effect() {
         validate_only: false,
         max_instances: 0,
         request_id: None,
+        digest: openvpn_fleet::Digest::default(),
     };
     let report = lab
         .fleet

@@ -215,6 +215,7 @@ pub(crate) fn kill_of(filter: ClientFilter) -> KillRequest {
         max_instances: 0,
         wait: false,
         request_id: None,
+        digest: openvpn_fleet::Digest::default(),
     }
 }
 

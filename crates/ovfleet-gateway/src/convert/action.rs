@@ -1,16 +1,20 @@
 //! Actions and their results, out.
 
 use openvpn_fleet::{
-    Action, ActionResult, AsOf, InstanceResult, KillReport, KillResult, Outcome, SignalReport,
-    SignalResult, TargetError,
+    Action, ActionResult, AsOf, Durability, InstanceResult, KillReport, KillResult, Outcome,
+    SignalReport, SignalResult, TargetError,
 };
 use ovfleet_proto::v1;
 
 use super::{client_ref, duration, lossy, text, timestamp};
 use crate::{cursor::Cursors, status};
 
-/// Where request ids are kept until there is state on disk.
-const DURABILITY: v1::Durability = v1::Durability::Memory;
+const fn durability(durability: Durability) -> v1::Durability {
+    match durability {
+        Durability::Memory => v1::Durability::Memory,
+        Durability::Ledger => v1::Durability::Disk,
+    }
+}
 
 pub(crate) fn as_of(as_of: AsOf, cursors: &Cursors) -> v1::AsOf {
     let AsOf { position, time } = as_of;
@@ -28,6 +32,7 @@ pub(crate) fn kill_report(report: &KillReport, cursors: &Cursors) -> v1::KillCli
         validate_only,
         cut_short,
         as_of: moment,
+        durability: kept,
     } = report;
     v1::KillClientsResponse {
         request_id: request_id.to_string(),
@@ -35,12 +40,12 @@ pub(crate) fn kill_report(report: &KillReport, cursors: &Cursors) -> v1::KillCli
         instances: instances.iter().map(instance_result).collect(),
         validate_only: *validate_only,
         cut_short: *cut_short,
-        durability: DURABILITY.into(),
+        durability: durability(*kept).into(),
         as_of: Some(as_of(*moment, cursors)),
     }
 }
 
-fn kill_result(result: &KillResult) -> v1::KillResult {
+pub(crate) fn kill_result(result: &KillResult) -> v1::KillResult {
     let KillResult {
         client,
         common_name,
@@ -98,18 +103,19 @@ pub(crate) fn signal_report(
         validate_only,
         cut_short,
         as_of: moment,
+        durability: kept,
     } = report;
     v1::SignalInstancesResponse {
         request_id: request_id.to_string(),
         results: results.iter().map(signal_result).collect(),
         validate_only: *validate_only,
         cut_short: *cut_short,
-        durability: DURABILITY.into(),
+        durability: durability(*kept).into(),
         as_of: Some(as_of(*moment, cursors)),
     }
 }
 
-fn signal_result(result: &SignalResult) -> v1::SignalResult {
+pub(crate) fn signal_result(result: &SignalResult) -> v1::SignalResult {
     let SignalResult {
         gateway,
         instance,
@@ -169,6 +175,8 @@ pub(crate) fn action(action: &Action, cursors: &Cursors) -> v1::Action {
         caller: caller.to_string(),
         started_time: Some(timestamp(*started)),
         finished_time: finished.map(timestamp),
+        // Of actions that a restart cut off, which are never in memory.
+        settled: v1::Outcome::Unspecified.into(),
         result: Some(match result {
             ActionResult::Kill(report) => {
                 v1::action::Result::KillClients(kill_report(report, cursors))

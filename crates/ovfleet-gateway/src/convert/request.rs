@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, str::FromStr, time::Duration};
 
 use openvpn_fleet::{
-    ADDRESS_PATTERNS_MAX, AddressPattern, AddressPatternError, ClientFilter, ClientRef,
+    ADDRESS_PATTERNS_MAX, AddressPattern, AddressPatternError, ClientFilter, ClientRef, Digest,
     EventFilter, FILTER_VALUES_MAX, GatewayName, Generation, Instance, InstanceName, InstancePath,
     KillRequest, KindSet, LabelExpression, RequestId, SELECTOR_NAMES_MAX, Selector, SignalRequest,
     SignalWait,
@@ -212,7 +212,7 @@ fn enum_value<E: TryFrom<i32>>(field: &str, value: i32) -> Result<E, Status> {
 }
 
 /// A kill.
-pub(crate) fn kill(request: v1::KillClientsRequest) -> Result<KillRequest, Status> {
+pub(crate) fn kill(request: v1::KillClientsRequest, digest: Digest) -> Result<KillRequest, Status> {
     let v1::KillClientsRequest {
         selector: on,
         filter: whom,
@@ -247,11 +247,15 @@ pub(crate) fn kill(request: v1::KillClientsRequest) -> Result<KillRequest, Statu
         max_instances,
         wait,
         request_id: request_id(&id)?,
+        digest,
     })
 }
 
 /// A signal.
-pub(crate) fn signal(request: v1::SignalInstancesRequest) -> Result<SignalRequest, Status> {
+pub(crate) fn signal(
+    request: v1::SignalInstancesRequest,
+    digest: Digest,
+) -> Result<SignalRequest, Status> {
     let v1::SignalInstancesRequest {
         selector: on,
         signal,
@@ -294,6 +298,7 @@ pub(crate) fn signal(request: v1::SignalInstancesRequest) -> Result<SignalReques
         validate_only,
         max_instances,
         request_id: request_id(&id)?,
+        digest,
     })
 }
 
@@ -370,11 +375,11 @@ mod tests {
             message: "bye".to_owned(),
             ..Default::default()
         };
-        assert!(message_of(kill(wrong)).starts_with("message: "));
+        assert!(message_of(kill(wrong, Digest::default())).starts_with("message: "));
         let wrong = v1::KillClientsRequest {
             mode: 99,
             ..Default::default()
         };
-        assert!(message_of(kill(wrong)).starts_with("mode: 99"));
+        assert!(message_of(kill(wrong, Digest::default())).starts_with("mode: 99"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use openvpn_fleet::{Action, ActionContext, RequestId};
+use openvpn_fleet::{ActionContext, ActionError, CallerName, Digest, Method, RequestId};
 use ovfleet_proto::v1::{
     self, GetActionRequest, GetActionResponse, KillClientsRequest, KillClientsResponse,
     ListActionsRequest, ListActionsResponse, SignalInstancesRequest, SignalInstancesResponse,
@@ -52,13 +52,22 @@ impl ControlService for Control {
         request: Request<KillClientsRequest>,
     ) -> Result<Response<KillClientsResponse>, Status> {
         let (action, _guard) = self.begin(&request)?;
-        let kill = request::kill(request.into_inner())?;
+        let (method, caller) = (Method::KillClients, action.caller.clone());
+        let request = request.into_inner();
+        let digest = self.context.calls.digest(method.as_str(), &request);
+        let kill = request::kill(request, digest)?;
         let cursors = &self.context.cursors;
-        let report = self.context.fleet.kill(kill, action).await;
-        let report = report.map_err(|error| status::of_action(&error, cursors))?;
-        Ok(Response::new(convert::action::kill_report(
-            &report, cursors,
-        )))
+        let error = match self.context.fleet.kill(kill, action).await {
+            Ok(report) => {
+                let report = convert::action::kill_report(&report, cursors);
+                return Ok(Response::new(report));
+            }
+            Err(error) => error,
+        };
+        match self.known(&error, &caller, method, digest).await? {
+            Some(v1::action::Result::KillClients(report)) => Ok(Response::new(report)),
+            _ => Err(status::of_action(&error, cursors)),
+        }
     }
 
     async fn signal_instances(
@@ -66,13 +75,22 @@ impl ControlService for Control {
         request: Request<SignalInstancesRequest>,
     ) -> Result<Response<SignalInstancesResponse>, Status> {
         let (action, _guard) = self.begin(&request)?;
-        let signal = request::signal(request.into_inner())?;
+        let (method, caller) = (Method::SignalInstances, action.caller.clone());
+        let request = request.into_inner();
+        let digest = self.context.calls.digest(method.as_str(), &request);
+        let signal = request::signal(request, digest)?;
         let cursors = &self.context.cursors;
-        let report = self.context.fleet.signal(signal, action).await;
-        let report = report.map_err(|error| status::of_action(&error, cursors))?;
-        Ok(Response::new(convert::action::signal_report(
-            &report, cursors,
-        )))
+        let error = match self.context.fleet.signal(signal, action).await {
+            Ok(report) => {
+                let report = convert::action::signal_report(&report, cursors);
+                return Ok(Response::new(report));
+            }
+            Err(error) => error,
+        };
+        match self.known(&error, &caller, method, digest).await? {
+            Some(v1::action::Result::SignalInstances(report)) => Ok(Response::new(report)),
+            _ => Err(status::of_action(&error, cursors)),
+        }
     }
 
     async fn get_action(
@@ -83,13 +101,27 @@ impl ControlService for Control {
         let parsed = RequestId::new(id).map_err(|error| {
             status::invalid("request_id", "REQUEST_ID_INVALID", error.to_string())
         })?;
-        let action = self
-            .context
-            .fleet
-            .action(Caller::of(&request).name(), &parsed)
-            .ok_or_else(|| status::action_unknown(id))?;
+        let caller = Caller::of(&request);
+        let caller = caller.name();
+        let found = self.context.fleet.action(caller, &parsed);
+        let is_own = found.as_ref().is_some_and(|found| found.caller == *caller);
+        let stored = match &self.context.actions {
+            Some(actions) if !is_own => actions.find(caller, &parsed).await,
+            _ => Ok(None),
+        };
+        // What is known is shown also while the disk cannot be read.
+        let stored = match (stored, &found) {
+            (Err(error), None) => return Err(status::state_unavailable(&error)),
+            (stored, _) => stored.ok().flatten(),
+        };
+        let stored = stored.filter(|stored| found.is_none() || stored.caller == caller.as_str());
+        let action = match (stored, found) {
+            (Some(stored), _) => stored.action,
+            (None, Some(found)) => convert::action::action(&found, &self.context.cursors),
+            (None, None) => return Err(status::action_unknown(id)),
+        };
         Ok(Response::new(GetActionResponse {
-            action: Some(convert::action::action(&action, &self.context.cursors)),
+            action: Some(action),
         }))
     }
 
@@ -107,35 +139,77 @@ impl ControlService for Control {
         let continuation = page::read(sealer, &query, &page_token)?;
         let before = continuation.as_ref().map(|last| last.after.cid);
         // Newest first, so that one more than the page tells whether there is a next one.
-        let mut actions = self.context.fleet.actions(before, size + 1);
+        let mut actions: Vec<_> = self
+            .context
+            .fleet
+            .actions(before, size + 1)
+            .iter()
+            .map(|action| {
+                let out = convert::action::action(action, &self.context.cursors);
+                (action.number, out)
+            })
+            .collect();
+        if let Some(stored) = &self.context.actions {
+            let stored = stored.list(before, size + 1).await;
+            let stored = stored.map_err(|error| status::state_unavailable(&error))?;
+            actions.extend(stored.into_iter().map(|one| (one.number, one.action)));
+            // Stable: of those in both places the one in memory stays.
+            actions.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+            actions.dedup_by_key(|(number, _)| *number);
+        }
         let more = actions.len() > size;
         actions.truncate(size);
         let next = actions.last().filter(|_| more).map(|last| Continuation {
             after: RowKey {
-                cid: last.number,
+                cid: last.0,
                 ..RowKey::default()
             },
             as_of: continuation.map_or_else(|| self.context.now(), |first| first.as_of),
         });
         Ok(Response::new(ListActionsResponse {
-            actions: actions.iter().map(|action| self.brief(action)).collect(),
+            actions: actions
+                .into_iter()
+                .map(|(_, action)| brief(action))
+                .collect(),
             next_page_token: next.map_or_else(String::new, |next| page::write(sealer, query, next)),
         }))
     }
 }
 
 impl Control {
-    /// An action without the results of single targets.
-    fn brief(&self, action: &Action) -> v1::Action {
-        let mut brief = convert::action::action(action, &self.context.cursors);
-        match &mut brief.result {
-            Some(v1::action::Result::KillClients(report)) => {
-                report.results.clear();
-                report.instances.clear();
-            }
-            Some(v1::action::Result::SignalInstances(report)) => report.results.clear(),
-            None => {}
+    /// The answer of an earlier request, if that is why this one was refused.
+    async fn known(
+        &self,
+        error: &ActionError,
+        caller: &CallerName,
+        method: Method,
+        digest: Digest,
+    ) -> Result<Option<v1::action::Result>, Status> {
+        let (ActionError::Known { request_id }, Some(actions)) = (error, &self.context.actions)
+        else {
+            return Ok(None);
+        };
+        let known = actions.find_exactly(caller, method, request_id).await;
+        let known = known.map_err(|error| status::state_unavailable(&error))?;
+        let Some(known) = known.filter(|known| known.digest == digest) else {
+            return Ok(None);
+        };
+        if known.action.settled() == v1::Outcome::NotSent {
+            return Err(status::cut_off(request_id.as_str()));
         }
-        brief
+        Ok(known.action.result)
     }
+}
+
+/// An action without the results of single targets.
+fn brief(mut action: v1::Action) -> v1::Action {
+    match &mut action.result {
+        Some(v1::action::Result::KillClients(report)) => {
+            report.results.clear();
+            report.instances.clear();
+        }
+        Some(v1::action::Result::SignalInstances(report)) => report.results.clear(),
+        None => {}
+    }
+    action
 }

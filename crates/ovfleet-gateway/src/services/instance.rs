@@ -63,6 +63,20 @@ impl Instances {
         self.read(request, instance)
     }
 
+    /// Does what a call asks for, once for each request id.
+    async fn once<M: Message + Default>(
+        &self,
+        ask: &Ask<'_>,
+        method: &'static str,
+        request_id: &str,
+        request: &impl Message,
+        work: impl Future<Output = Result<M, Status>>,
+    ) -> Result<Response<M>, Status> {
+        let (calls, caller) = (&self.context.calls, &ask.action.caller);
+        let answer = calls.once(caller, method, request_id, request, work).await;
+        answer.map(Response::new)
+    }
+
     /// The newest rows that fit an answer, and whether there were more.
     fn newest<M: Message>(&self, mut rows: Vec<M>, last: u32) -> (Vec<M>, bool) {
         let dropped = rows.len() - self.fitting(rows.iter().rev());
@@ -280,82 +294,111 @@ impl InstanceService for Instances {
         &self,
         request: Request<v1::SetVerbRequest>,
     ) -> Result<Response<v1::SetVerbResponse>, Status> {
-        let v1::SetVerbRequest {
-            instance,
-            level,
-            force,
-            reset_after,
-        } = request.get_ref();
-        let ask = self.change(&request, instance)?;
-        let verb = VerbRequest {
-            // Out of range either way.
-            level: u8::try_from(*level).unwrap_or(u8::MAX),
-            force: *force,
-            reset_after: reset_after
-                .map(|span| request::span("reset_after", span))
-                .transpose()?
-                .filter(|span| !span.is_zero()),
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let v1::SetVerbRequest {
+                level,
+                force,
+                reset_after,
+                ..
+            } = request.get_ref();
+            let verb = VerbRequest {
+                // Out of range either way.
+                level: u8::try_from(*level).unwrap_or(u8::MAX),
+                force: *force,
+                reset_after: reset_after
+                    .map(|span| request::span("reset_after", span))
+                    .transpose()?
+                    .filter(|span| !span.is_zero()),
+            };
+            let fleet = &self.context.fleet;
+            let reply = fleet.set_verb(&ask.instance, verb, &ask.action).await;
+            let reply = reply.map_err(|error| status::of_command(&error))?;
+            let text = words(reply)?;
+            Ok(v1::SetVerbResponse { text })
         };
-        let fleet = &self.context.fleet;
-        let reply = fleet.set_verb(&ask.instance, verb, &ask.action).await;
-        let reply = reply.map_err(|error| status::of_command(&error))?;
-        let text = words(reply)?;
-        Ok(Response::new(v1::SetVerbResponse { text }))
+        self.once(&ask, "SetVerb", &asked.request_id, asked, work)
+            .await
     }
 
     async fn set_mute(
         &self,
         request: Request<v1::SetMuteRequest>,
     ) -> Result<Response<v1::SetMuteResponse>, Status> {
-        let v1::SetMuteRequest { instance, lines } = request.get_ref();
-        let ask = self.change(&request, instance)?;
-        let text = ask.set(Command::Mute(Some(*lines))).await?;
-        Ok(Response::new(v1::SetMuteResponse { text }))
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let v1::SetMuteRequest { lines, .. } = request.get_ref();
+            let text = ask.set(Command::Mute(Some(*lines))).await?;
+            Ok(v1::SetMuteResponse { text })
+        };
+        self.once(&ask, "SetMute", &asked.request_id, asked, work)
+            .await
     }
 
     async fn set_hold(
         &self,
         request: Request<v1::SetHoldRequest>,
     ) -> Result<Response<v1::SetHoldResponse>, Status> {
-        let v1::SetHoldRequest { instance, action } = request.get_ref();
-        let ask = self.change(&request, instance)?;
-        let text = ask
-            .set(Command::Hold(convert_instance::hold(*action)?))
-            .await?;
-        Ok(Response::new(v1::SetHoldResponse { text }))
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let v1::SetHoldRequest { action, .. } = request.get_ref();
+            let text = ask
+                .set(Command::Hold(convert_instance::hold(*action)?))
+                .await?;
+            Ok(v1::SetHoldResponse { text })
+        };
+        self.once(&ask, "SetHold", &asked.request_id, asked, work)
+            .await
     }
 
     async fn set_auth_retry(
         &self,
         request: Request<v1::SetAuthRetryRequest>,
     ) -> Result<Response<v1::SetAuthRetryResponse>, Status> {
-        let v1::SetAuthRetryRequest { instance, mode } = request.get_ref();
-        let ask = self.change(&request, instance)?;
-        let mode = convert_instance::auth_retry(*mode)?;
-        let text = ask.set(Command::AuthRetry(Some(mode))).await?;
-        Ok(Response::new(v1::SetAuthRetryResponse { text }))
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let v1::SetAuthRetryRequest { mode, .. } = request.get_ref();
+            let mode = convert_instance::auth_retry(*mode)?;
+            let text = ask.set(Command::AuthRetry(Some(mode))).await?;
+            Ok(v1::SetAuthRetryResponse { text })
+        };
+        self.once(&ask, "SetAuthRetry", &asked.request_id, asked, work)
+            .await
     }
 
     async fn set_bytecount(
         &self,
         request: Request<v1::SetBytecountRequest>,
     ) -> Result<Response<v1::SetBytecountResponse>, Status> {
-        let v1::SetBytecountRequest {
-            instance,
-            interval_seconds,
-        } = request.get_ref();
-        let ask = self.change(&request, instance)?;
-        let text = ask.set(Command::Bytecount(*interval_seconds)).await?;
-        Ok(Response::new(v1::SetBytecountResponse { text }))
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let v1::SetBytecountRequest {
+                interval_seconds, ..
+            } = request.get_ref();
+            let text = ask.set(Command::Bytecount(*interval_seconds)).await?;
+            Ok(v1::SetBytecountResponse { text })
+        };
+        self.once(&ask, "SetBytecount", &asked.request_id, asked, work)
+            .await
     }
 
     async fn forget_passwords(
         &self,
         request: Request<v1::ForgetPasswordsRequest>,
     ) -> Result<Response<v1::ForgetPasswordsResponse>, Status> {
-        let ask = self.change(&request, &request.get_ref().instance)?;
-        let text = ask.set(Command::ForgetPasswords).await?;
-        Ok(Response::new(v1::ForgetPasswordsResponse { text }))
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let text = ask.set(Command::ForgetPasswords).await?;
+            Ok(v1::ForgetPasswordsResponse { text })
+        };
+        self.once(&ask, "ForgetPasswords", &asked.request_id, asked, work)
+            .await
     }
 
     async fn refresh(
@@ -413,81 +456,96 @@ impl InstanceService for Instances {
         &self,
         request: Request<v1::NotifyNetworkChangeRequest>,
     ) -> Result<Response<v1::NotifyNetworkChangeResponse>, Status> {
-        let v1::NotifyNetworkChangeRequest {
-            instance,
-            same_network,
-        } = request.get_ref();
-        let ask = self.change(&request, instance)?;
-        let command = Command::NetworkChange {
-            same_network: *same_network,
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let v1::NotifyNetworkChangeRequest { same_network, .. } = request.get_ref();
+            let command = Command::NetworkChange {
+                same_network: *same_network,
+            };
+            let text = ask.set(command).await?;
+            Ok(v1::NotifyNetworkChangeResponse { text })
         };
-        let text = ask.set(command).await?;
-        Ok(Response::new(v1::NotifyNetworkChangeResponse { text }))
+        self.once(&ask, "NotifyNetworkChange", &asked.request_id, asked, work)
+            .await
     }
 
     async fn push_update(
         &self,
         request: Request<v1::PushUpdateRequest>,
     ) -> Result<Response<v1::PushUpdateResponse>, Status> {
-        let v1::PushUpdateRequest {
-            instance,
-            client,
-            every_client,
-            options,
-        } = request.get_ref();
-        let ask = self.change(&request, instance)?;
-        if client.is_some() == *every_client {
-            let words = "give either a client or `every_client`";
-            return Err(status::invalid("client", "CLIENT_INVALID", words));
-        }
-        let client = client
-            .clone()
-            .map(|client| request::client_ref_of("client", &ask.instance, client))
-            .transpose()?;
-        let options = Text::from(options.clone());
-        let fleet = &self.context.fleet;
-        let reply = fleet
-            .push_update(&ask.instance, client, options, &ask.action)
-            .await;
-        let text = words(reply.map_err(|error| status::of_command(&error))?)?;
-        Ok(Response::new(v1::PushUpdateResponse { text }))
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let v1::PushUpdateRequest {
+                client,
+                every_client,
+                options,
+                ..
+            } = request.get_ref();
+            if client.is_some() == *every_client {
+                let words = "give either a client or `every_client`";
+                return Err(status::invalid("client", "CLIENT_INVALID", words));
+            }
+            let client = client
+                .clone()
+                .map(|client| request::client_ref_of("client", &ask.instance, client))
+                .transpose()?;
+            let options = Text::from(options.clone());
+            let fleet = &self.context.fleet;
+            let reply = fleet
+                .push_update(&ask.instance, client, options, &ask.action)
+                .await;
+            let text = words(reply.map_err(|error| status::of_command(&error))?)?;
+            Ok(v1::PushUpdateResponse { text })
+        };
+        self.once(&ask, "PushUpdate", &asked.request_id, asked, work)
+            .await
     }
 
     async fn answer_question(
         &self,
         request: Request<v1::AnswerQuestionRequest>,
     ) -> Result<Response<v1::AnswerQuestionResponse>, Status> {
-        let ask = self.change(&request, &request.get_ref().instance)?;
-        let v1::AnswerQuestionRequest {
-            instance: _,
-            question_id,
-            answer,
-        } = request.into_inner();
-        let answer = convert_instance::answer(answer)?;
-        let fleet = &self.context.fleet;
-        let reply = fleet
-            .answer(&ask.instance, question_id, answer, &ask.action)
-            .await;
-        let text = words(reply.map_err(|error| status::of_command(&error))?)?;
-        Ok(Response::new(v1::AnswerQuestionResponse { text }))
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let v1::AnswerQuestionRequest {
+                question_id,
+                answer,
+                ..
+            } = request.get_ref().clone();
+            let answer = convert_instance::answer(answer)?;
+            let fleet = &self.context.fleet;
+            let reply = fleet
+                .answer(&ask.instance, question_id, answer, &ask.action)
+                .await;
+            let text = words(reply.map_err(|error| status::of_command(&error))?)?;
+            Ok(v1::AnswerQuestionResponse { text })
+        };
+        self.once(&ask, "AnswerQuestion", &asked.request_id, asked, work)
+            .await
     }
 
     async fn execute_command(
         &self,
         request: Request<v1::ExecuteCommandRequest>,
     ) -> Result<Response<v1::ExecuteCommandResponse>, Status> {
-        let v1::ExecuteCommandRequest { instance, line } = request.get_ref();
-        let ask = self.change(&request, instance)?;
-        let fleet = &self.context.fleet;
-        let reply = fleet
-            .raw_command(&ask.instance, line.as_bytes(), &ask.action)
-            .await;
-        let reply = reply.map_err(|error| status::of_command(&error))?;
-        let reply = expect!(reply, Reply::Raw(reply) => reply);
-        let (lines, truncated) = self.first(convert_instance::raw_lines(&reply), reply.truncated);
-        Ok(Response::new(v1::ExecuteCommandResponse {
-            lines,
-            truncated,
-        }))
+        let asked = request.get_ref();
+        let ask = self.change(&request, &asked.instance)?;
+        let work = async {
+            let v1::ExecuteCommandRequest { line, .. } = request.get_ref();
+            let fleet = &self.context.fleet;
+            let reply = fleet
+                .raw_command(&ask.instance, line.as_bytes(), &ask.action)
+                .await;
+            let reply = reply.map_err(|error| status::of_command(&error))?;
+            let reply = expect!(reply, Reply::Raw(reply) => reply);
+            let (lines, truncated) =
+                self.first(convert_instance::raw_lines(&reply), reply.truncated);
+            Ok(v1::ExecuteCommandResponse { lines, truncated })
+        };
+        self.once(&ask, "ExecuteCommand", &asked.request_id, asked, work)
+            .await
     }
 }

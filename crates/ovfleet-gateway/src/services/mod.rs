@@ -33,7 +33,7 @@ use crate::{
     convert,
     cursor::Cursors,
     inventory::Inventory,
-    state::{EventStore, State},
+    state::{Actions, Calls, EventStore, State},
     status,
 };
 
@@ -56,13 +56,17 @@ pub(crate) struct Context {
     /// Changes which instances there are.
     pub(crate) inventory: Inventory,
     /// Writes and reads the tokens that callers keep.
-    pub(crate) cursors: Cursors,
+    pub(crate) cursors: Arc<Cursors>,
     /// Bytes of the rows of one page.
     pub(crate) rows_bytes_max: usize,
     /// What outlives the process.
     pub(crate) state: State,
     /// The journal on disk; `None` without a state directory.
     pub(crate) store: Option<EventStore>,
+    /// Actions on disk; `None` without a state directory.
+    pub(crate) actions: Option<Actions>,
+    /// Single calls that change something.
+    pub(crate) calls: Calls,
     /// Open streams.
     pub(crate) streams: Streams,
     /// Cancelled when the gateway is told to end: from then on it is not ready,

@@ -8,8 +8,11 @@
 //! Nothing on the way from a daemon's socket to a stream waits for it. Without a state directory the same tables are
 //! in memory, and answers that depend on them say so.
 
+mod calls;
+mod generations;
 mod health;
 mod journal;
+mod ledger;
 mod open;
 mod registry;
 mod schema;
@@ -26,12 +29,15 @@ use rusqlite::{Connection, Transaction};
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 pub use self::open::OpenError;
-use self::{health::Health, writer::Writer};
 pub(crate) use self::{
+    calls::Calls,
+    generations::keep as keep_generations,
     health::{Figures, Trouble, WRITE_WAIT_MAX, WriteError},
-    journal::{EventStore, Keep, StoredItem, StoredPage, StoredReader},
+    journal::{EventStore, Keep, StoredItem, StoredReader},
+    ledger::Actions,
     registry::{Registered, Registry},
 };
+use self::{health::Health, writer::Writer};
 
 /// Reads that are under way at once; further ones wait their turn.
 const READERS_MAX: usize = 4;
@@ -62,14 +68,11 @@ pub(crate) async fn begin(
 ) -> Result<(State, Option<EventStore>), OpenError> {
     let opening = spawn_blocking(move || State::open(directory.as_deref())).await;
     let state = opening.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
-    let Some(path) = state.0.path.clone() else {
+    if !state.is_durable() {
         return Ok((state, None));
-    };
+    }
     let begun = EventStore::begin(&state, keep).await;
-    let store = begun.map_err(|error| OpenError::Unusable {
-        path,
-        reason: error.to_string(),
-    })?;
+    let store = begun.map_err(|error| state.unusable(&error))?;
     Ok((state, Some(store)))
 }
 
@@ -111,6 +114,14 @@ impl State {
     /// Where a damaged file went, of which this is the replacement.
     pub(crate) fn set_aside(&self) -> Option<&Path> {
         self.0.set_aside.as_deref()
+    }
+
+    /// A gateway that cannot write at its start does not begin.
+    pub(crate) fn unusable(&self, error: &WriteError) -> OpenError {
+        OpenError::Unusable {
+            path: PathBuf::from(&self.0.health.place),
+            reason: error.to_string(),
+        }
     }
 
     /// Why a change would be refused now.

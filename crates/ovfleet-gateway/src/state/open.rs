@@ -15,7 +15,7 @@ pub(crate) const FILE_NAME: &str = "state.db";
 /// Up to this size the whole file is checked at start, and beyond it all but the events, so that a start stays short.
 const CHECKED_BYTES_MAX: u64 = 64 << 20;
 /// Tables that are always checked.
-const CHECKED_TABLES: [&str; 8] = [
+const CHECKED_TABLES: [&str; 9] = [
     "meta",
     "runs",
     "gaps",
@@ -23,6 +23,7 @@ const CHECKED_TABLES: [&str; 8] = [
     "generations",
     "actions",
     "action_results",
+    "calls",
     "registry",
 ];
 /// How long a connection waits for another one's lock; there is one writer, so that only a checkpoint takes any.

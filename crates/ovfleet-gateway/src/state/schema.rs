@@ -94,6 +94,18 @@ const MIGRATIONS: [&str; 1] = [
         body BLOB NOT NULL,
         PRIMARY KEY (number, target)
     ) WITHOUT ROWID;
+    -- Single calls that change something. `stage`: 1 sending, 2 finished. `body` is the answer.
+    CREATE TABLE calls (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        caller TEXT NOT NULL,
+        method TEXT NOT NULL,
+        request_id TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        started INTEGER NOT NULL,
+        stage INTEGER NOT NULL,
+        body BLOB,
+        UNIQUE (caller, method, request_id)
+    );
     -- What was said of instances at run time; without a definition only that it is paused.
     CREATE TABLE registry (
         name TEXT PRIMARY KEY,

@@ -13,7 +13,7 @@ use serde_json::json;
 use tonic::Status;
 
 use crate::{
-    action::is_fate_unknown,
+    action::{is_fate_unknown, new_request_id},
     args::{
         EchoArgs, ExecArgs, Format, HistoryArgs, HoldArgs, HoldWord, InstancesOnlyArgs, MuteArgs,
         PushUpdateArgs, VerbArgs,
@@ -194,6 +194,7 @@ pub(crate) async fn exec(gateway: &Gateway, args: ExecArgs, output: &mut Output)
     let request = |instance| ExecuteCommandRequest {
         instance,
         line: line.clone(),
+        request_id: fresh_request_id(),
     };
     let mut answers = each!(gateway, &args.instances, execute_command, request);
     // A refusal is a reply, but nothing was done.
@@ -227,6 +228,7 @@ pub(crate) async fn hold(gateway: &Gateway, args: HoldArgs, output: &mut Output)
     let request = |instance| SetHoldRequest {
         instance,
         action: action.into(),
+        request_id: fresh_request_id(),
     };
     let answers = each!(gateway, &args.instances, set_hold, request);
     answers.show(output, "SetHoldResponse", |done| vec![escape(&done.text)])
@@ -245,6 +247,7 @@ pub(crate) async fn verb(gateway: &Gateway, args: VerbArgs, output: &mut Output)
         level,
         force: args.force,
         reset_after: args.reset_after.map(proto_duration),
+        request_id: fresh_request_id(),
     };
     let answers = each!(gateway, &args.instances, set_verb, request);
     answers.show(output, "SetVerbResponse", |done| vec![escape(&done.text)])
@@ -258,7 +261,11 @@ pub(crate) async fn mute(gateway: &Gateway, args: MuteArgs, output: &mut Output)
         .await;
     };
     require(&args.instances, "mute N")?;
-    let request = |instance| SetMuteRequest { instance, lines };
+    let request = |instance| SetMuteRequest {
+        instance,
+        lines,
+        request_id: fresh_request_id(),
+    };
     let answers = each!(gateway, &args.instances, set_mute, request);
     answers.show(output, "SetMuteResponse", |done| vec![escape(&done.text)])
 }
@@ -353,7 +360,10 @@ pub(crate) async fn forget_passwords(
     output: &mut Output,
 ) -> Outcome {
     require(&args.instances, "forget-passwords")?;
-    let request = |instance| ForgetPasswordsRequest { instance };
+    let request = |instance| ForgetPasswordsRequest {
+        instance,
+        request_id: fresh_request_id(),
+    };
     let answers = each!(gateway, &args.instances, forget_passwords, request);
     answers.show(output, "ForgetPasswordsResponse", |done| {
         vec![escape(&done.text)]
@@ -372,6 +382,7 @@ pub(crate) async fn push_update(
             client: Some(client.clone()),
             every_client: false,
             options: args.options.clone(),
+            request_id: fresh_request_id(),
         };
         let call = gateway
             .instances()
@@ -399,6 +410,7 @@ pub(crate) async fn push_update(
         client: None,
         every_client: true,
         options: args.options.clone(),
+        request_id: fresh_request_id(),
     };
     let answers = each!(gateway, &args.instances, push_update, request);
     answers.show(output, "PushUpdateResponse", |done| {
@@ -436,4 +448,9 @@ fn state_line(state: &HistoryState) -> String {
     ];
     let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
     words.join(" ")
+}
+
+/// Each instance is asked under an id of its own; without randomness under none.
+fn fresh_request_id() -> String {
+    new_request_id().unwrap_or_default()
 }

@@ -11,6 +11,7 @@ use ovfleet_proto::v1::{
 };
 
 use crate::{
+    action::new_request_id,
     args::{AnswerArgs, Format, InstancesOnlyArgs},
     failure::{Failure, Outcome, Verdict},
     gateway::Gateway,
@@ -111,6 +112,7 @@ pub(crate) async fn answer(gateway: &Gateway, args: AnswerArgs, output: &mut Out
         instance: args.instance.clone(),
         question_id: asked.id,
         answer: Some(compose(&args, &asked)?),
+        request_id: new_request_id()?,
     };
     let response = gateway
         .instances()

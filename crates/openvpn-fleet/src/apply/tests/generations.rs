@@ -241,3 +241,90 @@ fn a_restart_excuses_only_the_run_it_announced() {
     );
     assert!(told.generation() > announced);
 }
+
+/// A gateway that restarts is told of a daemon what the one before knew: `pid`, the state and the clients that it finds
+/// then, and whether that is the run that was known.
+type Return = (
+    &'static str,
+    bool,
+    u32,
+    &'static str,
+    &'static [(u64, &'static str, u64, u64)],
+);
+
+const RETURNS: &[Return] = &[
+    (
+        "nothing changed",
+        true,
+        1,
+        CONNECTED,
+        &[(1, "alice", BEGIN + 1, 9)],
+    ),
+    (
+        "one left, one came",
+        true,
+        1,
+        CONNECTED,
+        &[(5, "bob", BEGIN + 2, 9), (9, "carol", BEGIN + 5_000, 0)],
+    ),
+    ("another process", false, 2, CONNECTED, &[]),
+    (
+        "the same process id, connected at another time",
+        false,
+        1,
+        "1795186500,CONNECTED,SUCCESS,10.8.0.1,,,,",
+        &[],
+    ),
+    (
+        "a number of before, given out again",
+        false,
+        1,
+        CONNECTED,
+        &[(5, "bob", BEGIN + 5_000, 0)],
+    ),
+];
+
+/// A reference from before must hit exactly whom it meant, or nobody.
+#[test]
+fn a_restart_of_the_gateway_keeps_a_generation_only_on_evidence() {
+    for (what, is_same, pid, state, clients) in RETURNS {
+        let mut before = Told::attached();
+        before.shows(&status(&[
+            (1, "alice", BEGIN + 1, 9),
+            (5, "bob", BEGIN + 2, 9),
+        ]));
+        let known = before.table.known_run().expect("a generation");
+        let mut after = Told::new();
+        // The clock went back meanwhile; numbers must rise all the same.
+        after.set_back(std::time::Duration::from_secs(3_600));
+        after.table.restore(&known);
+        after.attach(Some(*pid), state, Some(&status(clients)));
+        if *is_same {
+            assert_eq!(after.generation(), before.generation(), "{what}");
+        } else {
+            assert!(after.generation() > before.generation(), "{what}");
+        }
+        let events = after.events();
+        assert!(
+            events[0].contains("gap"),
+            "{what}: what nobody saw comes first: {events:?}"
+        );
+    }
+}
+
+/// Whoever was told of an end, or is not sure, must not take the next run for the last one.
+#[test]
+fn a_run_in_doubt_is_not_taken_up() {
+    for doubt in [
+        ">STATE:1795186050,EXITING,exit,,,,,",
+        ">STATE:1795186050,RECONNECTING,SIGUSR1,,,,,",
+    ] {
+        let mut before = Told::attached();
+        before.says(doubt);
+        let known = before.table.known_run().expect("a generation");
+        let mut after = Told::new();
+        after.table.restore(&known);
+        after.attach(Some(1), CONNECTED, None);
+        assert!(after.generation() > before.generation(), "{doubt}");
+    }
+}

@@ -25,7 +25,7 @@ use openvpn_fleet::{GapCause, Position, RunId};
 use rusqlite::{OptionalExtension as _, Transaction, named_params};
 use tokio::sync::watch;
 
-pub(crate) use self::reader::{StoredItem, StoredPage, StoredReader};
+pub(crate) use self::reader::{StoredItem, StoredReader};
 use super::{State, WriteError, micros, time};
 
 /// Numbers that a run has in reserve: it begins above what the one before had reserved, so that no number is given

@@ -1,0 +1,128 @@
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use ovfleet_proto::v1::{SetMuteRequest, SetMuteResponse};
+use tokio::sync::oneshot;
+
+use super::*;
+
+async fn open(directory: &Path) -> (State, Calls) {
+    let state = State::open(Some(directory)).expect("it opens");
+    let calls = Calls::open(&state, b"key").await.expect("it opens");
+    (state, calls)
+}
+
+fn request(lines: u32) -> SetMuteRequest {
+    SetMuteRequest {
+        instance: "eu1".to_owned(),
+        lines,
+        request_id: "x".to_owned(),
+    }
+}
+
+fn done(text: &str) -> Result<SetMuteResponse, Status> {
+    let text = text.to_owned();
+    Ok(SetMuteResponse { text })
+}
+
+async fn once(
+    calls: &Calls,
+    lines: u32,
+    work: impl Future<Output = Result<SetMuteResponse, Status>>,
+) -> Result<String, Code> {
+    let caller = CallerName::new("alice");
+    let answer = calls
+        .once(&caller, "SetMute", "x", &request(lines), work)
+        .await;
+    answer.map(|done| done.text).map_err(|status| status.code())
+}
+
+/// Fails if a repetition is carried out, now or after a restart, or another request passes for one.
+#[tokio::test]
+async fn the_first_answer_is_the_answer() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let count = AtomicU32::new(0);
+    let work = || async {
+        count.fetch_add(1, Ordering::Relaxed);
+        done("muted")
+    };
+    let (state, calls) = open(directory.path()).await;
+    for _ in 0..2 {
+        assert_eq!(once(&calls, 1, work()).await, Ok("muted".to_owned()));
+    }
+    assert_eq!(once(&calls, 2, work()).await, Err(Code::AlreadyExists));
+    state.close(Duration::from_secs(5)).await;
+    let (_state, calls) = open(directory.path()).await;
+    assert_eq!(once(&calls, 1, work()).await, Ok("muted".to_owned()));
+    assert_eq!(once(&calls, 2, work()).await, Err(Code::AlreadyExists));
+    assert_eq!(count.load(Ordering::Relaxed), 1);
+}
+
+/// Fails if an id stays taken though nothing was sent, or is free though something may have been.
+#[tokio::test]
+async fn an_id_is_free_only_if_nothing_was_sent() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (state, calls) = open(directory.path()).await;
+    let not_sent = async { Err(status::call_limit(1)) };
+    assert_eq!(
+        once(&calls, 1, not_sent).await,
+        Err(Code::ResourceExhausted)
+    );
+    assert_eq!(
+        once(&calls, 2, async { done("other") }).await,
+        Ok("other".to_owned())
+    );
+
+    let (caller, other) = (CallerName::new("bob"), request(1));
+    let cut = calls.once(&caller, "SetMute", "y", &other, async {
+        std::future::pending::<Result<SetMuteResponse, Status>>().await
+    });
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), cut)
+            .await
+            .is_err()
+    );
+    let again = calls.once(&caller, "SetMute", "y", &other, async { done("again") });
+    let again = again.await.map_err(|status| status.code());
+    assert_eq!(again, Err(Code::DeadlineExceeded), "it may have been sent");
+    // As after a kill -9 too: what was under way is unknown.
+    state.close(Duration::from_secs(5)).await;
+    let (_state, calls) = open(directory.path()).await;
+    let again = calls
+        .once(&caller, "SetMute", "y", &other, async { done("again") })
+        .await;
+    assert_eq!(
+        again.map_err(|status| status.code()),
+        Err(Code::DeadlineExceeded)
+    );
+}
+
+/// Two at the same time are one.
+#[tokio::test]
+async fn a_repetition_joins_what_is_under_way() {
+    let (state, calls) = (State::open(None).expect("it opens"), b"key");
+    let calls = Calls::open(&state, calls).await.expect("it opens");
+    let (go_on, wait) = oneshot::channel();
+    let (begun, has_begun) = oneshot::channel();
+    let first = once(&calls, 1, async {
+        let _ = begun.send(());
+        let _ = wait.await;
+        done("first")
+    });
+    let second = async {
+        let _ = has_begun.await;
+        let joined = once(&calls, 1, async { done("second") });
+        let other = once(&calls, 2, async { done("other") }).await;
+        assert_eq!(other, Err(Code::AlreadyExists));
+        let _ = go_on.send(());
+        joined.await
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert_eq!(
+        (first, second),
+        (Ok("first".to_owned()), Ok("first".to_owned()))
+    );
+}
