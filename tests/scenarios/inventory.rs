@@ -463,3 +463,47 @@ async fn the_command_line_adds_sets_and_removes() -> Result<()> {
     );
     Ok(())
 }
+
+/// A change that is answered and then forgotten is worse than one that is refused: nothing takes effect that is not kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_cannot_be_kept_has_no_effect() -> Result<()> {
+    let lab = Lab::new()?;
+    let (one, two) = (lab.daemon("one").await?, lab.daemon("two").await?);
+    let state = lab.directory.path().join("state");
+    let mut gateway = GatewayConfig::new()
+        .set("state_dir", state.display().to_string())
+        .instance(InstanceConfig::new("one", &one.address().to_string()))
+        .environment("OVFLEET_FAILPOINT", "state.registry=error*2")
+        .start()
+        .await?;
+    let mut api = Api::connect(&gateway).await?;
+    api.wait_attached().await?;
+    let status = refused(&mut api, create(definition("two", &two))).await?;
+    ensure!(status.code() == Code::Unavailable, "{status:?}");
+    ensure!(
+        reason(&status).as_deref() == Some("STATE_UNAVAILABLE"),
+        "{status:?}"
+    );
+    let pause = PauseInstanceRequest {
+        name: "one".to_owned(),
+        ..PauseInstanceRequest::default()
+    };
+    let status = api.inventory.pause_instance(timed(pause)).await.err();
+    ensure!(status.is_some_and(|status| status.code() == Code::Unavailable));
+    ensure!(api.instances().await?.len() == 1 && two.sessions() == 0);
+    ensure!(one.is_attached() && one.sessions() == 1);
+    // The disk is well again.
+    poll_until("the change to be taken", SOON, async || {
+        let answer = api
+            .inventory
+            .create_instance(timed(create(definition("two", &two))));
+        Ok(answer.await.ok())
+    })
+    .await?;
+    gateway.kill();
+    gateway.start_again().await?;
+    let mut api = Api::connect(&gateway).await?;
+    api.wait_attached().await?;
+    ensure!(api.instances().await?.len() == 2);
+    Ok(())
+}

@@ -15,6 +15,7 @@ mod inventory;
 mod kill;
 mod lab;
 mod modes;
+mod mutations;
 mod outage;
 mod push_update;
 mod questions;

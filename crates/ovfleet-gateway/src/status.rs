@@ -397,15 +397,15 @@ fn config_invalid(errors: &ConfigErrors) -> Status {
         };
         details.add_precondition_failure_violation("CONFIG", error.place.to_string(), description);
     }
-    if all.len() > VIOLATIONS_MAX {
-        let more = all.len() - VIOLATIONS_MAX;
-        let words = format!("{more} more; `ovfleet check-config` names them all");
-        details.add_precondition_failure_violation("CONFIG", "and", words);
-    }
     let message = match all {
         [only] => format!("the old configuration stays in force: {only}"),
-        _ => format!(
+        _ if all.len() <= VIOLATIONS_MAX => format!(
             "the old configuration stays in force: there are {} mistakes",
+            all.len()
+        ),
+        _ => format!(
+            "the old configuration stays in force: there are {} mistakes, of which these are the first; \
+             `ovfleet check-config` names them all",
             all.len()
         ),
     };

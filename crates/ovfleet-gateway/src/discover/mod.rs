@@ -93,7 +93,9 @@ impl Discovery {
     pub(crate) fn set_sources(&mut self, sources: Sources) {
         self.sources = sources;
         self.watch_directories();
-        self.due = None;
+        // What appeared in a directory between that scan and this would otherwise be found late.
+        self.due = Some(Instant::now());
+        self.is_due = true;
     }
 
     /// Waits until a scan may find something else than the last one did. Cancel safe.

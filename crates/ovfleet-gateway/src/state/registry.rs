@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use rusqlite::{Transaction, named_params};
+use openvpn_fleet::failpoint;
+use rusqlite::{Transaction, ffi, named_params};
 
 use super::{State, WriteError, micros};
 
@@ -108,6 +109,13 @@ fn write(
     registered: &Registered,
     at: SystemTime,
 ) -> rusqlite::Result<()> {
+    if failpoint::fails("state.registry") {
+        let full = ffi::Error::new(ffi::SQLITE_FULL);
+        return Err(rusqlite::Error::SqliteFailure(
+            full,
+            Some("failpoint".to_owned()),
+        ));
+    }
     if registered.is_empty() {
         transaction.execute("DELETE FROM registry WHERE name = ?1", [name])?;
         return Ok(());
