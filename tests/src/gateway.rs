@@ -73,6 +73,8 @@ pub struct GatewayConfig {
 /// How the process is started, each time.
 #[derive(Clone, Debug, Default)]
 struct Launch {
+    /// The limit of open files.
+    open_files: Option<u64>,
     /// Listening sockets that are handed down, and their names.
     sockets: Vec<(String, Arc<OwnedFd>)>,
     /// Options of `serve`, behind `--config`.
@@ -245,6 +247,13 @@ impl GatewayConfig {
     #[must_use]
     pub fn listen_tcp(mut self, listener: TcpListener) -> Self {
         self.tcp = Some(listener);
+        self
+    }
+
+    /// Limits the files that the process may have open.
+    #[must_use]
+    pub fn open_files(mut self, max: u64) -> Self {
+        self.launch.open_files = Some(max);
         self
     }
 
@@ -551,7 +560,11 @@ fn binary() -> Result<PathBuf> {
 fn spawn(directory: &TempDir, launch: &Launch, log: &str) -> Result<Process> {
     // The process id, which is to be in the environment, is known once there is a process.
     const WITH_PID: &str = "LISTEN_PID=$$ exec \"$@\"";
-    let mut command = if launch.sockets.is_empty() {
+    let mut command = if let Some(max) = launch.open_files {
+        let mut command = mortal("prlimit");
+        command.arg(format!("--nofile={max}")).arg(binary()?);
+        command
+    } else if launch.sockets.is_empty() {
         mortal(binary()?)
     } else {
         let mut command = mortal("sh");

@@ -28,6 +28,8 @@ pub struct Instance {
     table: RwLock<Table>,
     /// The table's revision, to see without a lock whether there is anything new.
     revision: AtomicU64,
+    /// Times that the session's task panicked.
+    panics: AtomicU64,
     /// Wakes those who wait for something to become true of the table.
     changed: Notify,
     /// The level of `verb` that will be set again. Locked to replace it.
@@ -53,6 +55,7 @@ impl Instance {
             spec: RwLock::new(tagged(spec)),
             revision: AtomicU64::new(table.revision()),
             table: RwLock::new(table),
+            panics: AtomicU64::new(0),
             changed: Notify::new(),
             verb_reset: Mutex::default(),
             handle: RwLock::new(None),
@@ -84,6 +87,16 @@ impl Instance {
     #[must_use]
     pub fn uid(&self) -> InstanceUid {
         self.uid
+    }
+
+    /// Times that its session's task failed, for a bug of ours, and was begun anew.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What was configured.

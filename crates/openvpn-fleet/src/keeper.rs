@@ -32,6 +32,7 @@ pub(crate) async fn keep_session<O: Observer + Clone>(
         if run.catch_unwind().await.is_ok() {
             return;
         }
+        instance.count_panic();
         error!("the session's task panicked; it is begun anew");
         // What a session says when it ends, it could not say.
         let mut observer = observer.clone();
@@ -142,6 +143,7 @@ mod tests {
         );
         assert!(RESTART_DELAY < Duration::from_secs(1));
         assert_eq!(daemon.sessions(), 2);
+        assert_eq!(instance.panics(), 1);
         assert!(instance.with_table(|table| table.status().since) <= SystemTime::now());
         cancel.cancel();
         keeper.await.expect("it ends");

@@ -235,7 +235,12 @@ impl Gateway {
         let activity = Activity::new();
         let routes = routes(&context, health_service, &limits)?;
         let service = GrpcService::new(routes, activity.clone(), &limits);
-        let metrics = Metrics::new(Arc::clone(&context), activity.clone(), mux_figures);
+        let metrics = Metrics::new(
+            Arc::clone(&context),
+            activity.clone(),
+            mux_figures,
+            admission.clone(),
+        );
         let port = Port::new(Arc::clone(&context), metrics).router();
 
         let mut gateway = Self {
@@ -272,10 +277,7 @@ impl Gateway {
                 .grpc
                 .spawn(listener.run(service, admission.clone(), gateway.stop.clone()));
         }
-        let admission = Admission::new(&Limits {
-            connections: HTTP_CONNECTIONS_MAX,
-            ..limits
-        });
+        let admission = admission.with_connections(HTTP_CONNECTIONS_MAX);
         for listener in http_listeners {
             let service = Service::Http(port.clone());
             let stop = gateway.stop_background.clone();

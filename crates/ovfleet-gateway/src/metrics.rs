@@ -16,6 +16,7 @@ use prometheus_client::{
 
 use crate::{
     idle::Activity,
+    listen::Admission,
     mux::MuxFigures,
     services::Context,
     state::{Figures, Trouble},
@@ -31,6 +32,7 @@ struct Sampler {
     context: Arc<Context>,
     activity: Activity,
     mux: Arc<MuxFigures>,
+    admission: Admission,
 }
 
 /// One instance at the moment of the sample.
@@ -42,15 +44,22 @@ struct Sample {
     bytes_received: u64,
     bytes_sent: u64,
     sessions: u64,
+    panics: u64,
 }
 
 impl Metrics {
-    pub(crate) fn new(context: Arc<Context>, activity: Activity, mux: Arc<MuxFigures>) -> Self {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        activity: Activity,
+        mux: Arc<MuxFigures>,
+        admission: Admission,
+    ) -> Self {
         let mut registry = Registry::with_prefix("ovfleet");
         registry.register_collector(Box::new(Sampler {
             context,
             activity,
             mux,
+            admission,
         }));
         Self(registry)
     }
@@ -107,6 +116,10 @@ impl Sampler {
         });
         let help = "Connections of gRPC callers";
         gauge(encoder, "callers", help, None)?.encode_gauge(&self.activity.connections())?;
+        let help = "Times that no connection could be accepted, mostly for want of open files";
+        let failures = self.admission.failures();
+        counter(encoder, "accept_failures", help, None)?
+            .encode_counter::<NoLabelSet, _, u64>(&failures, None)?;
         let help = "Open event streams and watches";
         gauge(encoder, "streams", help, None)?.encode_gauge(&streams.count())?;
         let help = "How far the slowest event stream is behind the newest event";
@@ -138,6 +151,7 @@ fn samples(fleet: &Fleet) -> Vec<Sample> {
                 bytes_received: status.bytes_received,
                 bytes_sent: status.bytes_sent,
                 sessions: status.sessions,
+                panics: instance.panics(),
             }
         })
     };
@@ -189,6 +203,11 @@ fn instances(encoder: &mut DescriptorEncoder<'_>, samples: &[Sample]) -> fmt::Re
     let mut metric = counter(encoder, "instance_sessions", help, None)?;
     for sample in samples {
         count(&mut metric, &sample.labels(), sample.sessions)?;
+    }
+    let help = "Times that the task of the instance failed, for a bug of ours, and was begun anew";
+    let mut metric = counter(encoder, "instance_panics", help, None)?;
+    for sample in samples {
+        count(&mut metric, &sample.labels(), sample.panics)?;
     }
     Ok(())
 }

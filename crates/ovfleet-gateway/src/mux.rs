@@ -25,15 +25,13 @@ use crate::{
     caller::{CertificateNames, Identity},
     config::{MuxAddress, MuxConfig},
     listen::{
-        Admission, BindError, Handshake, TlsError, UnixSocket, bind_tcp, bind_unix, certificate,
-        load_tls, set_options,
+        Accepting, Admission, BindError, Handshake, TlsError, UnixSocket, bind_tcp, bind_unix,
+        certificate, load_tls, set_options,
     },
 };
 
 /// How often a socket that cannot be opened is tried again.
 const BIND_RETRY: Duration = Duration::from_secs(2);
-/// How long an accept loop rests after an error that will not go away at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a tool that does not read may hold up the farewell of its connection.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
@@ -219,6 +217,7 @@ async fn keep_open(
     let others = config.rights.others.as_ref().map(tracing::field::display);
     let certificates = config.rights.certificates.len();
     tracing::info!(policy = others, certificates, "virtual socket open");
+    let mut accepting = Accepting::new(config.address.shown(), &admission);
     let config = Arc::new(config);
     let mut tools = JoinSet::new();
     loop {
@@ -229,6 +228,7 @@ async fn keep_open(
         };
         match accepted {
             Ok(accepted) => {
+                accepting.succeeded();
                 // One more handshake than allowed waits here, and those behind it in the kernel's queue.
                 let handshake = match &accepted {
                     Accepted::Tls(..) => {
@@ -243,10 +243,7 @@ async fn keep_open(
                 let serving = serve(slot, accepted, handshake, config, cancel.clone());
                 tools.spawn(serving.in_current_span());
             }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept tools for now");
-                sleep(ACCEPT_PAUSE).await;
-            }
+            Err(error) => accepting.failed(&error).await,
         }
     }
     // The file of a Unix socket goes at once: nobody shall wait for an answer.

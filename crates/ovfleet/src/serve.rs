@@ -29,6 +29,8 @@ use crate::{
 pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// How long daemons that would end with us are waited for before that.
 const DEPENDANTS_GRACE: Duration = Duration::from_secs(10);
+/// Open files beside those of sessions, their virtual sockets and callers: listeners, state, what is open for a moment.
+const FILES_BESIDE: u64 = 64;
 /// How long both and the end of the sessions may take together; whatever hangs then is cut. Below the patience of
 /// the [`Watchdog`], for when even that hangs.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(28);
@@ -44,6 +46,7 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     let broadcast = logging::start(args)?;
     let open_files_max = privileges::raise_open_files()?;
     let config = Config::load(&args.config).map_err(|errors| mistakes(&errors))?;
+    check_open_files(&config, open_files_max)?;
     info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.name, open_files_max, "starting");
     let watchdog = Watchdog::start()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -54,6 +57,38 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     // Dropped, it would wait for a file that hangs.
     runtime.shutdown_background();
     outcome
+}
+
+/// Refuses a limit of open files that cannot hold the sessions; warns of one that callers could use up.
+fn check_open_files(config: &Config, max: Option<u64>) -> Result<(), Failure> {
+    let Some(max) = max else { return Ok(()) };
+    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let instances = count(config.instances.len());
+    let sockets: usize = config
+        .instances
+        .iter()
+        .map(|instance| instance.mux.len())
+        .sum();
+    let needed = instances
+        .saturating_add(count(sockets))
+        .saturating_add(FILES_BESIDE);
+    let remedy = "raise it (LimitNOFILE= of the service, `ulimit -Hn`)";
+    if max < needed {
+        return Err(Failure::Failed(format!(
+            "the limit of open files is {max}, and {} need {needed}: {remedy}",
+            number_of(config.instances.len(), "instance"),
+        )));
+    }
+    let wanted = needed.saturating_add(count(config.limits.connections));
+    if max < wanted {
+        warn!(
+            open_files_max = max,
+            wanted,
+            "callers and tools may use up the open files, and then nobody can connect, nor a lost session be begun \
+             anew: {remedy}, or lower limits.connections"
+        );
+    }
+    Ok(())
 }
 
 async fn serve(

@@ -1,7 +1,17 @@
 //! The accept loop of one listener.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use rustix::io::Errno;
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::{
@@ -9,7 +19,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
@@ -39,6 +49,8 @@ pub(crate) struct Admission {
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     handshake_timeout: Duration,
+    /// Times that a connection could not be accepted, of any listener.
+    failures: Arc<AtomicU64>,
 }
 
 impl Admission {
@@ -47,7 +59,21 @@ impl Admission {
             connections: Arc::new(Semaphore::new(limits.connections)),
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
             handshake_timeout: limits.handshake_timeout,
+            failures: Arc::default(),
         }
+    }
+
+    /// The same with connections of its own.
+    pub(crate) fn with_connections(&self, max: usize) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(max)),
+            ..self.clone()
+        }
+    }
+
+    /// Times that a connection could not be accepted.
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 
     /// A place for one more TLS handshake, as soon as there is one. Cancel safe.
@@ -76,6 +102,58 @@ impl Handshake {
         timeout(self.timeout, tls.accept(stream))
             .await
             .unwrap_or_else(|_| Err(io::Error::other("it took too long")))
+    }
+}
+
+/// Whether a listener can accept. That it cannot, and that it can again, is said once each, however often it tries.
+pub(crate) struct Accepting {
+    listener: String,
+    failures: Arc<AtomicU64>,
+    failing: bool,
+}
+
+impl Accepting {
+    pub(crate) fn new(listener: String, admission: &Admission) -> Self {
+        Self {
+            listener,
+            failures: Arc::clone(&admission.failures),
+            failing: false,
+        }
+    }
+
+    /// It accepted one.
+    pub(crate) fn succeeded(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            tracing::info!(listener = self.listener, "connections are accepted again");
+        }
+    }
+
+    /// It could not; rests where trying again at once would not help.
+    pub(crate) async fn failed(&mut self, error: &io::Error) {
+        // These concern one connection that went away while it was in the queue.
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::Interrupted
+        ) {
+            return;
+        }
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        if !std::mem::replace(&mut self.failing, true) {
+            let full = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+            let listener = &self.listener;
+            if full.contains(&error.raw_os_error()) {
+                tracing::warn!(
+                    listener,
+                    "too many open files: no connection is accepted until some end; \
+                     callers that stay take a higher LimitNOFILE="
+                );
+            } else {
+                tracing::warn!(listener, %error, "cannot accept connections for now");
+            }
+        }
+        sleep(ACCEPT_PAUSE).await;
     }
 }
 
@@ -168,11 +246,13 @@ impl Listener {
     /// it cuts them.
     pub(crate) async fn run(self, service: Service, admission: Admission, stop: CancellationToken) {
         let mut connections = JoinSet::new();
+        let mut accepting = Accepting::new(self.address(), &admission);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = self.accept() => match accepted {
                     Ok(accepted) => {
+                        accepting.succeeded();
                         let Ok(permit) = Arc::clone(&admission.connections).try_acquire_owned() else {
                             tracing::warn!(listener = %self.address(), "too many connections: one was closed");
                             continue;
@@ -191,7 +271,7 @@ impl Listener {
                             drop(permit);
                         });
                     }
-                    Err(error) => self.rest_after(&error).await,
+                    Err(error) => accepting.failed(&error).await,
                 },
                 Some(_) = connections.join_next() => {}
             }
@@ -211,20 +291,6 @@ impl Listener {
                 let (stream, address) = listener.accept().await?;
                 Ok(Accepted::Tcp(stream, address))
             }
-        }
-    }
-
-    async fn rest_after(&self, error: &io::Error) {
-        // These concern one connection that went away while it was in the queue.
-        let harmless = matches!(
-            error.kind(),
-            io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::Interrupted
-        );
-        if !harmless {
-            tracing::warn!(listener = %self.address(), %error, "cannot accept connections for now");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
 

@@ -11,7 +11,9 @@ mod serve;
 mod tests;
 mod tls;
 
-pub(crate) use accept::{Admission, Handshake, Listener, Service, certificate, set_options};
+pub(crate) use accept::{
+    Accepting, Admission, Handshake, Listener, Service, certificate, set_options,
+};
 pub use bind::BindError;
 pub(crate) use bind::{UnixSocket, bind_tcp, bind_unix};
 pub use inherited::{InheritError, InheritedSockets};
