@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use openvpn_management::{Cid, Env};
+use openvpn_session::Moment;
 
 use crate::event::{DisconnectCause, EventClient};
 use crate::filter::ClientIdentity;
@@ -119,6 +120,8 @@ pub struct Client {
     connected_since: i64,
     /// Microseconds since 1970.
     observed: u64,
+    /// The same by the clock that nobody sets: what came first is asked of it.
+    came: Instant,
     cipher: Option<Arc<[u8]>>,
     pub(crate) peer_info: PeerInfo,
     /// What is known about its end; boxed because few rows have one.
@@ -135,7 +138,7 @@ pub(crate) struct Mark {
 }
 
 impl Client {
-    pub(crate) fn new(cid: Cid, texts: ClientTexts<'_>, observed: SystemTime) -> Self {
+    pub(crate) fn new(cid: Cid, texts: ClientTexts<'_>, observed: Moment) -> Self {
         let mut client = Self {
             cid,
             revision: 0,
@@ -146,7 +149,8 @@ impl Client {
             bytes_received: 0,
             bytes_sent: 0,
             connected_since: -1,
-            observed: micros(observed),
+            observed: micros(observed.wall),
+            came: observed.monotonic,
             cipher: None,
             peer_info: PeerInfo::default(),
             mark: None,
@@ -296,6 +300,11 @@ impl Client {
     #[must_use]
     pub fn observed(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_micros(self.observed)
+    }
+
+    /// The same by the clock that nobody sets.
+    pub(crate) fn came(&self) -> Instant {
+        self.came
     }
 
     /// Cipher of the data channel; empty when unknown.

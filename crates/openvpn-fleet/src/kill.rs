@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt as _, stream};
 use openvpn_management::{Cid, Command, KillMessage, Text};
-use openvpn_session::{Call, CallError, Guard, GuardRefused, Lane, NotSent};
+use openvpn_session::{Call, CallError, Guard, GuardRefused, Lane, Moment, NotSent};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::resolve::{Plan, Refused, Target, ask, empty_report, resolve};
@@ -65,7 +65,7 @@ pub(crate) async fn kill(
         Method::KillClients,
         request.digest,
         empty,
-        SystemTime::now(),
+        Moment::now(),
     )?;
     let result = match begun {
         Begun::Joined(running) => join(&running, &limits).await?,

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use openvpn_session::Moment;
 use tokio::sync::watch;
 
 use crate::action::{
@@ -48,6 +49,8 @@ pub(crate) struct Running {
     digest: Digest,
     number: u64,
     started: SystemTime,
+    /// The same by the clock that nobody sets: by the other one, an id could be forgotten on the day it was used.
+    begun: Instant,
     /// Results it has, once it is finished.
     results: AtomicUsize,
     /// What is known so far. Locked to change one result or to copy.
@@ -101,10 +104,10 @@ impl Requests {
         method: Method,
         digest: Digest,
         empty: ActionResult,
-        now: SystemTime,
+        now: Moment,
     ) -> Result<Begun, ActionError> {
         let mut state = self.lock();
-        state.forget_old(now);
+        state.forget_old(now.monotonic);
         let key = (action.caller.clone(), method, action.request_id.clone());
         let known = state
             .numbers
@@ -131,7 +134,8 @@ impl Requests {
             method,
             digest,
             number,
-            started: now,
+            started: now.wall,
+            begun: now.monotonic,
             results: AtomicUsize::new(0),
             state: Mutex::new(RunningState {
                 result: empty,
@@ -187,12 +191,12 @@ impl Requests {
 }
 
 impl State {
-    fn forget_old(&mut self, now: SystemTime) {
+    fn forget_old(&mut self, now: Instant) {
         let mut results: usize = self.actions.values().map(|running| running.results()).sum();
         let mut count = self.actions.len();
         let mut forgotten = Vec::new();
         for (number, running) in &self.actions {
-            let age = now.duration_since(running.started).unwrap_or_default();
+            let age = now.saturating_duration_since(running.begun);
             let is_over =
                 count >= ACTIONS_MAX || results > ACTION_RESULTS_MAX || age > ACTION_AGE_MAX;
             if !is_over {

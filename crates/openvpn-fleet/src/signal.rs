@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use futures_util::{StreamExt as _, stream};
 use openvpn_management::{Command, DaemonState, Signal};
-use openvpn_session::{Call, CallError, Guard, GuardRefused, Lane, NotSent};
+use openvpn_session::{Call, CallError, Guard, GuardRefused, Lane, Moment, NotSent};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::action::{
@@ -56,7 +56,7 @@ pub(crate) async fn signal(
         Method::SignalInstances,
         request.digest,
         empty,
-        SystemTime::now(),
+        Moment::now(),
     )?;
     let result = match begun {
         Begun::Joined(running) => join(&running, &limits).await?,

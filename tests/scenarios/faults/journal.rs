@@ -177,7 +177,7 @@ impl Truth {
             encode: |_| bytes::Bytes::new(),
             start: None,
         };
-        let journal = Journal::new(gateway(), &config);
+        let journal = Journal::new(gateway(), &config).with_ages_of_events();
         Self {
             first: journal.newest().sequence + 1,
             journal,

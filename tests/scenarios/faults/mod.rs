@@ -3,8 +3,11 @@
 //! Each test has a short form, for `make test`, and a long one, for `make soak`. What is random
 //! follows from a seed that is printed, and is repeated with `OVFLEET_SEED`.
 
+mod clock;
 mod cuts;
 mod daemons;
 mod journal;
+mod open_files;
+mod panic;
 mod streams;
 mod zoo;

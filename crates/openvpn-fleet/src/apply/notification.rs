@@ -279,7 +279,7 @@ impl Fold<'_> {
             virtual_address: get(b"ifconfig_pool_remote_ip"),
             virtual_ipv6_address: get(b"ifconfig_pool_remote_ip6"),
         };
-        let mut client = Client::new(cid, texts, self.at.wall);
+        let mut client = Client::new(cid, texts, self.at);
         let since = parse_number(get(b"time_unix"));
         client.set_connected_since(since.and_then(|time| i64::try_from(time).ok()));
         client.peer_info = PeerInfo::of_env(env, self.interner);

@@ -58,7 +58,7 @@ impl Fold<'_> {
             self.fold_row(cid, &row, told);
         }
         if is_complete {
-            self.disconnect_absent(&seen, asked.wall, answered.wall);
+            self.disconnect_absent(&seen, asked.monotonic, answered.wall);
             let memory = &mut self.table.memory;
             memory.highest_cid = memory.highest_cid.max(seen.iter().copied().max());
             memory.restored = None;
@@ -118,7 +118,7 @@ impl Fold<'_> {
     }
 
     fn client_of_row(&self, cid: Cid, row: &ClientRow<'_>, texts: ClientTexts<'_>) -> Client {
-        let mut client = Client::new(cid, texts, self.at.wall);
+        let mut client = Client::new(cid, texts, self.at);
         client.set_connected_since(row.connected_since);
         client.bytes_received = row.bytes_received;
         client.bytes_sent = row.bytes_sent;
@@ -131,7 +131,7 @@ impl Fold<'_> {
     fn disconnect_absent(
         &mut self,
         seen: &HashSet<Cid>,
-        asked: std::time::SystemTime,
+        asked: std::time::Instant,
         answered: std::time::SystemTime,
     ) {
         let absent: Vec<_> = self
@@ -139,16 +139,18 @@ impl Fold<'_> {
             .clients
             .iter()
             .filter(|client| !seen.contains(&client.cid))
-            .map(|client| (client.cid, client.observed()))
+            .map(|client| (client.cid, client.came(), client.observed()))
             .collect();
         let last_complete = self.table.memory.complete_snapshot;
-        for (cid, observed) in absent {
-            if observed > asked {
+        for (cid, came, observed) in absent {
+            if came > asked {
                 self.hint(Hint::Poll);
                 continue;
             }
+            // Somebody may have set the clock back in between.
+            let not_before = last_complete.map_or(observed, |last| last.max(observed));
             let inference = Inference {
-                not_before: Some(last_complete.map_or(observed, |last| last.max(observed))),
+                not_before: Some(not_before.min(answered)),
                 not_after: answered,
             };
             self.disconnect(

@@ -11,7 +11,7 @@ mod reader;
 mod ring;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -93,6 +93,8 @@ pub enum Record {
 pub struct Entry {
     sequence: u64,
     observed: SystemTime,
+    /// When it was made, by the clock that ages go by.
+    since: SystemTime,
     /// Bytes it counts for.
     weight: usize,
     record: Record,
@@ -141,6 +143,8 @@ pub struct Journal {
     start: u64,
     encode: Encode,
     age_max: Duration,
+    /// What ages go by.
+    clock: Clock,
     /// The entries, all classes. Locked to append a batch or to copy out the pointers of one.
     rings: Mutex<Rings>,
     /// The newest sequence number; wakes readers without a queue for each.
@@ -188,12 +192,23 @@ impl Journal {
             start,
             encode: config.encode,
             age_max: config.age_max,
+            clock: Clock::steady(),
             rings: Mutex::new(Rings {
                 next_sequence: start + 1,
                 rings: SHARES.map(ring),
             }),
             newest: watch::Sender::new(start),
             counts: Counts::new(),
+        }
+    }
+
+    /// The same, but ages go by the times of events and of [`handle_time`](Self::handle_time): for a test that plays
+    /// days in a moment.
+    #[must_use]
+    pub fn with_ages_of_events(self) -> Self {
+        Self {
+            clock: Clock::Events,
+            ..self
         }
     }
 
@@ -218,7 +233,7 @@ impl Journal {
                 }
                 let sequence = rings.next_sequence;
                 rings.next_sequence += 1;
-                let entry = Entry::new(sequence, record);
+                let entry = Entry::new(sequence, record, &self.clock);
                 newest_time = Some(entry.observed);
                 let class = entry.class();
                 rings.ring_mut(class).push(Arc::new(entry));
@@ -243,7 +258,7 @@ impl Journal {
     }
 
     fn expire(&self, rings: &mut Rings, now: SystemTime) {
-        if let Some(oldest) = now.checked_sub(self.age_max) {
+        if let Some(oldest) = self.clock.now(now).checked_sub(self.age_max) {
             for ring in &mut rings.rings {
                 ring.expire(oldest);
             }
@@ -310,10 +325,9 @@ impl Journal {
             .filter_map(Ring::last)
             .max_by_key(|entry| entry.sequence);
         match (next, newest) {
-            (Some(next), Some(newest)) => newest
-                .observed
-                .duration_since(next.observed)
-                .unwrap_or_default(),
+            (Some(next), Some(newest)) => {
+                newest.since.duration_since(next.since).unwrap_or_default()
+            }
             _ => Duration::ZERO,
         }
     }
@@ -332,8 +346,35 @@ impl Journal {
     }
 }
 
+/// What ages go by.
+#[derive(Debug)]
+enum Clock {
+    /// Time that passes, counted from a moment by the calendar: somebody who sets the clock forward by a day would
+    /// otherwise make everything a day old, what comes at that moment included.
+    Steady { start: SystemTime, passed: Instant },
+    /// The calendar, as events tell it.
+    Events,
+}
+
+impl Clock {
+    fn steady() -> Self {
+        Self::Steady {
+            start: SystemTime::now(),
+            passed: Instant::now(),
+        }
+    }
+
+    /// Now, where the calendar says `wall`.
+    fn now(&self, wall: SystemTime) -> SystemTime {
+        match self {
+            Self::Steady { start, passed } => *start + passed.elapsed(),
+            Self::Events => wall,
+        }
+    }
+}
+
 impl Entry {
-    fn new(sequence: u64, record: Record) -> Self {
+    fn new(sequence: u64, record: Record, clock: &Clock) -> Self {
         let (record, observed, text) = match record {
             Record::Event(mut event) => {
                 event.sequence = sequence;
@@ -350,6 +391,7 @@ impl Entry {
         Self {
             sequence,
             observed,
+            since: clock.now(observed),
             weight,
             record,
             wire: OnceLock::new(),

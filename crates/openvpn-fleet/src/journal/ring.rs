@@ -88,12 +88,12 @@ impl Ring {
         }
     }
 
-    /// Throws away what was made before `oldest`.
+    /// Throws away what was made before `oldest`, by the clock that ages go by.
     pub(super) fn expire(&mut self, oldest: SystemTime) {
         while self
             .entries
             .front()
-            .is_some_and(|entry| entry.observed < oldest)
+            .is_some_and(|entry| entry.since < oldest)
         {
             self.evict();
         }

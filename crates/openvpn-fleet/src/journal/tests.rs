@@ -28,7 +28,7 @@ fn journal(memory_bytes: usize, events_max: usize) -> Journal {
         encode: |event| Bytes::from(event.sequence.to_string()),
         start: Some(position(START)),
     };
-    Journal::new(gateway(), &config)
+    Journal::new(gateway(), &config).with_ages_of_events()
 }
 
 fn at(seconds: u64) -> SystemTime {

@@ -112,7 +112,7 @@ fn guard_of(target: &Target) -> Guard {
         Method::KillClients,
         Digest::default(),
         empty,
-        SystemTime::now(),
+        Moment::now(),
     ) else {
         panic!("a new action")
     };

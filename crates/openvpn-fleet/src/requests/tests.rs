@@ -1,5 +1,7 @@
 //! Ids, bounds and ages.
 
+use std::sync::LazyLock;
+
 use super::*;
 use crate::action::{AsOf, KillReport};
 use crate::journal::{Position, RunId};
@@ -58,7 +60,13 @@ fn begin(
         request_id: id(request),
         caller: CallerName::new(caller),
     };
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let since = Duration::from_secs(seconds);
+    let now = Moment {
+        // Which day it is does not matter.
+        wall: SystemTime::UNIX_EPOCH,
+        monotonic: *START + since,
+    };
     let begun = requests.begin(
         action,
         Method::KillClients,
