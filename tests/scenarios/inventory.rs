@@ -10,8 +10,8 @@ use ovfleet_proto::v1::{
     UpdateInstanceRequest,
 };
 use ovfleet_tests::{
-    Api, GatewayConfig, InstanceConfig, TcpListener,
-    api::{reason, timed},
+    Api, Client, GatewayConfig, InstanceConfig, Server, TcpListener,
+    api::{by_name, reason, timed},
     poll_until,
 };
 use tempfile::TempDir;
@@ -314,6 +314,56 @@ async fn a_paused_instance_leaves_its_slot_to_others() -> Result<()> {
             .any(|spec| spec.paused)
     };
     ensure!(!paused("eu1") && paused("eu2"), "{instances:?}");
+    Ok(())
+}
+
+/// A real daemon has one slot: who needs it by hand gets it while the instance is paused, with its clients connected.
+#[tokio::test]
+async fn a_real_daemon_greets_others_while_it_is_paused() -> Result<()> {
+    let server = Server::builder("eu1").start().await?;
+    let client = Client::builder(&server, "alice").connect().await?;
+    let gateway = GatewayConfig::of([&server]).start().await?;
+    let mut api = Api::connect(&gateway).await?;
+    api.wait_attached().await?;
+    api.wait_clients(by_name("alice"), 1, SOON).await?;
+    let path = server.address();
+    let path = path.strip_prefix("unix:").context("no Unix socket")?;
+
+    let pause = PauseInstanceRequest {
+        name: "eu1".to_owned(),
+        ..PauseInstanceRequest::default()
+    };
+    api.inventory.pause_instance(timed(pause)).await?;
+    let mut other = UnixStream::connect(path).await?;
+    let mut greeting = [0; 6];
+    timeout(SOON, other.read_exact(&mut greeting)).await??;
+    ensure!(&greeting == b">INFO:", "{greeting:?}");
+    let request = v1::ListClientsRequest::default();
+    let known = api.fleet.list_clients(timed(request)).await?.into_inner();
+    ensure!(
+        known.clients.len() == 1 && known.clients[0].stale,
+        "{known:?}"
+    );
+    ensure!(
+        known.unreachable[0].condition() == Condition::Paused,
+        "{known:?}"
+    );
+
+    // Resumed while somebody has the slot, it waits in line.
+    drop(other);
+    let holder = UnixStream::connect(path).await?;
+    let mut holder = tokio::io::BufReader::new(holder);
+    timeout(SOON, holder.read_exact(&mut greeting)).await??;
+    let resume = ResumeInstanceRequest {
+        name: "eu1".to_owned(),
+        ..ResumeInstanceRequest::default()
+    };
+    api.inventory.resume_instance(timed(resume)).await?;
+    api.wait_condition("eu1", Condition::SlotBusy, SOON).await?;
+    drop(holder);
+    api.wait_condition("eu1", Condition::Attached, SOON).await?;
+    api.wait_clients(by_name("alice"), 1, SOON).await?;
+    drop(client);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod attached;
 mod dial_in;
 mod ending;
 mod login;
+mod probe;
 mod real;
 mod snapshots;
 mod support;
