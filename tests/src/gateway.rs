@@ -73,6 +73,8 @@ pub struct GatewayConfig {
 /// How the process is started, each time.
 #[derive(Clone, Debug, Default)]
 struct Launch {
+    /// Where a disk of 1 MiB is mounted, seen by the process alone.
+    small_disk: Option<PathBuf>,
     /// The limit of open files.
     open_files: Option<u64>,
     /// Listening sockets that are handed down, and their names.
@@ -247,6 +249,14 @@ impl GatewayConfig {
     #[must_use]
     pub fn listen_tcp(mut self, listener: TcpListener) -> Self {
         self.tcp = Some(listener);
+        self
+    }
+
+    /// Gives the process a disk of 1 MiB, in memory, at `path`. It is in a mount namespace of its own: nobody else sees
+    /// it, but through `/proc/PID/root`, and it is gone with the process.
+    #[must_use]
+    pub fn small_disk(mut self, path: &Path) -> Self {
+        self.launch.small_disk = Some(path.to_owned());
         self
     }
 
@@ -560,7 +570,13 @@ fn binary() -> Result<PathBuf> {
 fn spawn(directory: &TempDir, launch: &Launch, log: &str) -> Result<Process> {
     // The process id, which is to be in the environment, is known once there is a process.
     const WITH_PID: &str = "LISTEN_PID=$$ exec \"$@\"";
-    let mut command = if let Some(max) = launch.open_files {
+    const WITH_DISK: &str = "mount -t tmpfs -o size=1m tmpfs \"$0\" && exec \"$@\"";
+    let mut command = if let Some(path) = &launch.small_disk {
+        let mut command = mortal("unshare");
+        command.args(["--mount", "--", "sh", "-c", WITH_DISK]);
+        command.arg(path).arg(binary()?);
+        command
+    } else if let Some(max) = launch.open_files {
         let mut command = mortal("prlimit");
         command.arg(format!("--nofile={max}")).arg(binary()?);
         command

@@ -6,6 +6,7 @@
 mod clock;
 mod cuts;
 mod daemons;
+mod disk;
 mod journal;
 mod open_files;
 mod panic;
