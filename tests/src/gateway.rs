@@ -452,6 +452,13 @@ impl Gateway {
         self.process.signal(signal)
     }
 
+    /// Sets a variable of its environment from the next start on, or takes it out.
+    pub fn set_environment(&mut self, name: &str, value: Option<&str>) {
+        self.launch.environment.retain(|(known, _)| known != name);
+        let value = value.map(|value| (name.to_owned(), value.to_owned()));
+        self.launch.environment.extend(value);
+    }
+
     /// Asks it to end (SIGTERM) and waits for that.
     ///
     /// # Errors

@@ -25,19 +25,19 @@ const TRUE_AGAIN: Duration = Duration::from_secs(30);
 const GONE: Duration = Duration::from_secs(20);
 
 /// One daemon with two clients, and a gateway that reaches it through the relay.
-struct Lab {
-    server: Server,
-    victim: Client,
-    bystander: Client,
+pub(super) struct Lab {
+    pub(super) server: Server,
+    pub(super) victim: Client,
+    pub(super) bystander: Client,
     chaos: Chaos,
     gateway: Gateway,
-    api: Api,
+    pub(super) api: Api,
     /// Longest time until the state shown was the daemon's.
-    slowest: Duration,
+    pub(super) slowest: Duration,
 }
 
 impl Lab {
-    async fn start(name: &str, management: Management) -> Result<Self> {
+    pub(super) async fn start(name: &str, management: Management) -> Result<Self> {
         // Over TCP a client that is halted ends at once.
         let builder = Server::builder(name)
             .proto(Proto::Tcp)
@@ -66,7 +66,7 @@ impl Lab {
     }
 
     /// Waits until the gateway is attached and shows the clients that the daemon has.
-    async fn wait_true(&mut self) -> Result<()> {
+    pub(super) async fn wait_true(&mut self) -> Result<()> {
         let started = Instant::now();
         let name = self.server.name().to_owned();
         let mut last = None;

@@ -4,11 +4,13 @@
 //! follows from a seed that is printed, and is repeated with `OVFLEET_SEED`.
 
 mod clock;
+mod crashes;
 mod cuts;
 mod daemons;
 mod disk;
 mod journal;
 mod open_files;
 mod panic;
+mod signals;
 mod streams;
 mod zoo;

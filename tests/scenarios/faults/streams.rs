@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-const DAEMONS: usize = 3;
+pub(super) const DAEMONS: usize = 3;
 const READERS: usize = 6;
 /// Everything a gateway on simulated daemons has to do here takes less.
 const SOON: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ const FLOOD: u64 = 6_000;
 
 /// A kind of line that carries a fact, and the kind of event it becomes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Carrier {
+pub(super) enum Carrier {
     Client,
     Log,
     Echo,
@@ -41,7 +41,7 @@ enum Carrier {
 }
 
 impl Carrier {
-    const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 5] = [
         Self::Client,
         Self::Log,
         Self::Echo,
@@ -67,7 +67,7 @@ impl Carrier {
         }
     }
 
-    fn line(self, number: usize) -> String {
+    pub(super) fn line(self, number: usize) -> String {
         match self {
             Self::Client => String::new(),
             Self::Log => format!(">LOG:1700000000,I,fact {number}\r\n"),
@@ -79,7 +79,7 @@ impl Carrier {
 }
 
 /// What each daemon said, in its order: a fact is on the list before it is on the wire.
-type Said = Arc<Mutex<Vec<Vec<Fact<Carrier>>>>>;
+pub(super) type Said = Arc<Mutex<Vec<Vec<Fact<Carrier>>>>>;
 
 fn lock(said: &Said) -> MutexGuard<'_, Vec<Vec<Fact<Carrier>>>> {
     // Whole after every push: a panic elsewhere leaves it usable.
@@ -90,7 +90,7 @@ fn lengths(said: &Said) -> Vec<usize> {
     lock(said).iter().map(Vec::len).collect()
 }
 
-fn note(said: &Said, lane: usize, carrier: Carrier) -> usize {
+pub(super) fn note(said: &Said, lane: usize, carrier: Carrier) -> usize {
     let lane = &mut lock(said)[lane];
     lane.push(Fact {
         class: carrier.class(),
@@ -101,10 +101,10 @@ fn note(said: &Said, lane: usize, carrier: Carrier) -> usize {
 
 /// What a reader asks for.
 #[derive(Clone, Debug)]
-struct Wish {
-    lanes: Vec<usize>,
-    carriers: Vec<Carrier>,
-    fails_on_gap: bool,
+pub(super) struct Wish {
+    pub(super) lanes: Vec<usize>,
+    pub(super) carriers: Vec<Carrier>,
+    pub(super) fails_on_gap: bool,
 }
 
 impl Wish {
@@ -161,7 +161,7 @@ struct Place {
 }
 
 /// One reader over many streams.
-struct Caller {
+pub(super) struct Caller {
     said: Said,
     /// Nobody writes any more.
     written: watch::Receiver<bool>,
@@ -171,7 +171,7 @@ struct Caller {
     /// Sequence number of the last event.
     sequence: u64,
     streams: u64,
-    gaps: u64,
+    pub(super) gaps: u64,
     refusals: u64,
 }
 
@@ -200,6 +200,15 @@ impl Caller {
             gaps: 0,
             refusals: 0,
         }
+    }
+
+    /// A reader behind `cursor` that is there when everything is over.
+    pub(super) fn new(said: &Said, wish: Wish, cursor: String, next: &[usize]) -> Self {
+        let place = Place {
+            cursor,
+            next: next.to_vec(),
+        };
+        Self::begin(said, watch::channel(true).1, wish, place)
     }
 
     /// One stream from its place on, for at most `frames` frames.
@@ -312,7 +321,7 @@ impl Caller {
     }
 
     /// Reads to the newest event, whatever it takes; nothing that was asked for may be missing.
-    async fn finish(&mut self, api: &mut Api) -> Result<()> {
+    pub(super) async fn finish(&mut self, api: &mut Api) -> Result<()> {
         loop {
             match self.stream(api, false, usize::MAX).await? {
                 End::Complete => break,

@@ -5,5 +5,6 @@ mod client_mode;
 mod events;
 mod lab;
 mod membership;
+mod races;
 mod settings;
 mod versions;
