@@ -3,10 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod lab;
 mod parity;
+mod people;
 mod prompts;
 mod real;
 mod script;
+mod setup;
 mod versions;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -85,54 +88,6 @@ async fn status_without_clients() {
 }
 
 #[tokio::test]
-async fn status_and_unsolicited_blocks() {
-    let daemon = tcp("12").start().await.unwrap();
-    daemon
-        .connect(client("alice", "10.250.7.2:35149"))
-        .await
-        .unwrap();
-    let transcript = include_str!("transcripts/12-status-1-client.txt");
-    let comparison = Comparison {
-        // Depends on traffic the simulator has not.
-        noise: &["Max bcast/mcast queue length"],
-        ..Comparison::default()
-    };
-    play(
-        &daemon,
-        "12",
-        transcript,
-        comparison,
-        async |daemon, step| {
-            let name = step.strip_prefix("connect ").unwrap();
-            daemon
-                .connect(client(name, "127.0.0.1:46485"))
-                .await
-                .unwrap();
-        },
-    )
-    .await;
-}
-
-#[tokio::test]
-async fn status_of_three_clients() {
-    let daemon = tcp("13").start().await.unwrap();
-    for (name, address) in [
-        ("alice", "10.250.7.2:35149"),
-        ("carol", "127.0.0.1:46485"),
-        ("bob", "127.0.0.1:39931"),
-    ] {
-        daemon.connect(client(name, address)).await.unwrap();
-    }
-    let transcript =
-        include_str!("../../../openvpn-management/tests/transcripts/13-status-3-clients.txt");
-    let comparison = Comparison {
-        noise: &["Max bcast/mcast queue length"],
-        ..Comparison::default()
-    };
-    play(&daemon, "13", transcript, comparison, no_steps).await;
-}
-
-#[tokio::test]
 async fn state_history() {
     let daemon = tcp("14").start().await.unwrap();
     let transcript = include_str!("transcripts/14-state.txt");
@@ -175,24 +130,6 @@ async fn log_history() {
     play(&daemon, "15", transcript, comparison, no_steps).await;
 }
 
-#[tokio::test]
-async fn kill_by_name_and_address() {
-    let daemon = tcp("17").start().await.unwrap();
-    for (name, address) in [
-        ("alice", "10.250.7.2:35149"),
-        ("carol", "127.0.0.1:46485"),
-        ("bob", "127.0.0.1:39931"),
-    ] {
-        daemon.connect(client(name, address)).await.unwrap();
-    }
-    let transcript = include_str!("transcripts/17-kill.txt");
-    let comparison = Comparison {
-        noise: &["Max bcast/mcast queue length"],
-        ..Comparison::default()
-    };
-    play(&daemon, "17", transcript, comparison, no_steps).await;
-}
-
 /// Kills by CID: who comes back, when, with which CID, addresses and peer ID, and what the log
 /// says to it.
 #[tokio::test]
@@ -227,25 +164,6 @@ async fn kill_by_cid() {
         ..Comparison::default()
     };
     play(&daemon, "18", transcript, comparison, no_steps).await;
-}
-
-#[tokio::test]
-async fn exit_and_pipelining() {
-    let (_directory, builder) = unix("22");
-    let daemon = builder
-        .network(Ipv4Addr::new(10, 82, 0, 0), 24)
-        .network_ipv6("fd00:82::".parse::<Ipv6Addr>().unwrap())
-        .start()
-        .await
-        .unwrap();
-    for number in 0..7 {
-        daemon
-            .connect(ClientSpec::new(format!("client {number}")))
-            .await
-            .unwrap();
-    }
-    let transcript = include_str!("transcripts/22-exit-and-pipelining.txt");
-    play(&daemon, "22", transcript, Comparison::default(), no_steps).await;
 }
 
 #[tokio::test]

@@ -1,19 +1,14 @@
 //! The same commands to a real OpenVPN 2.6.14 and to a simulated one, at the same time.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::time::Duration;
-use std::{fs, io};
 
 use openvpn_simulator::{Address, ClientSpec, Daemon, Timing};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair,
-};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
+use crate::lab::{Pki, Process, free_port, openvpn};
 use crate::script::{Manager, PATIENCE, Step, normalise, parse, sort_rows};
 
 /// Neither a time nor a number, and yet each daemon's own: what the real one's tunnel, which
@@ -23,78 +18,6 @@ const NOISE: &[&str] = &[
     "Max bcast/mcast queue length",
     "BYTECOUNT_CLI",
 ];
-
-// ---- a real server and its client
-
-/// A process that does not outlive its test.
-pub(crate) struct Process(Child);
-
-impl Process {
-    /// SIGTERM, from outside.
-    pub(crate) fn terminate(&self) {
-        let pid = self.0.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(sent.unwrap().success());
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-pub(crate) fn openvpn(directory: &Path, name: &str, config: &str) -> Process {
-    let path = directory.join(format!("{name}.conf"));
-    fs::write(&path, config).unwrap();
-    let log = fs::File::create(directory.join(format!("{name}.log"))).unwrap();
-    let child = Command::new("openvpn")
-        .arg("--config")
-        .arg(&path)
-        .stdin(Stdio::null())
-        .stdout(log)
-        .spawn()
-        .expect("openvpn 2.6.14 must be installed");
-    Process(child)
-}
-
-/// An authority and one certificate of its for each end.
-pub(crate) struct Pki {
-    authority: String,
-    pub(crate) server: String,
-    client: String,
-}
-
-impl Pki {
-    pub(crate) fn new() -> Self {
-        let named = |name: &str| {
-            let mut params = CertificateParams::default();
-            params.distinguished_name = DistinguishedName::new();
-            params.distinguished_name.push(DnType::CommonName, name);
-            params
-        };
-        let mut params = named("Test CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let authority = params.self_signed(&key).unwrap().pem();
-        let issuer = Issuer::new(params, key);
-        let leaf = |name, usage| {
-            let mut params = named(name);
-            params.extended_key_usages = vec![usage];
-            let key = KeyPair::generate().unwrap();
-            let certificate = params.signed_by(&key, &issuer).unwrap().pem();
-            let key = key.serialize_pem();
-            format!("<ca>\n{authority}</ca>\n<cert>\n{certificate}</cert>\n<key>\n{key}</key>\n")
-        };
-        Self {
-            server: leaf("server", ExtendedKeyUsagePurpose::ServerAuth),
-            client: leaf("alice", ExtendedKeyUsagePurpose::ClientAuth),
-            authority: authority.clone(),
-        }
-    }
-}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Start {
@@ -117,7 +40,6 @@ impl Pair {
     async fn start(network: u8, start: Start) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let pki = Pki::new();
-        assert!(!pki.authority.is_empty());
         let port = free_port().unwrap();
         let socket = directory.path().join("real.sock");
         let server = openvpn(
@@ -246,11 +168,6 @@ fn compare(what: &str, real: &[String], simulated: &[String]) {
         lines
     };
     assert_eq!(prepare(simulated), prepare(real), "after {what}");
-}
-
-pub(crate) fn free_port() -> io::Result<u16> {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
-    Ok(socket.local_addr()?.port())
 }
 
 async fn until_listening(path: PathBuf) -> Address {
@@ -496,7 +413,8 @@ async fn a_client_is_listed_and_killed() {
         &format!(
             "client\ndev null\nproto udp4\nremote 127.0.0.1 {}\nnobind\nifconfig-noexec\n\
              route-noexec\nconnect-retry 60 60\nverb 3\n{}",
-            pair.port, pair.pki.client
+            pair.port,
+            pair.pki.client("alice")
         ),
     );
     let alice = ClientSpec::new("alice").real_address("127.0.0.1:40000".parse().unwrap());
