@@ -156,6 +156,69 @@ async fn a_cursor_goes_on_where_it_was_after_a_restart() -> Result<()> {
     Ok(())
 }
 
+/// Fails if a stream that needs what memory has forgotten misses, doubles or reorders anything where the disk ends and
+/// the memory begins, or tells a gap where the disk has it all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_memory_forgot_comes_from_disk() -> Result<()> {
+    let mut journal = toml::Table::new();
+    journal.insert("events".to_owned(), 4_000.into());
+    let mut lab = Lab::start(GatewayConfig::new().set("journal", journal)).await?;
+    let summary = timed(v1::GetSummaryRequest::default());
+    let summary = lab.api.fleet.get_summary(summary).await?.into_inner();
+    let cursor = summary.as_of.context("no as_of")?.cursor;
+    let follow = |start| StreamEventsRequest {
+        start: Some(start),
+        follow: Some(false),
+        kinds: vec!["client.established".to_owned()],
+        ..Default::default()
+    };
+    // No faster than the disk: what that is late for is a gap.
+    let live = lab.api.follow_from(Start::Cursor(cursor.clone())).await?;
+    let mut reports = Vec::new();
+    for _ in 0..20 {
+        let report = lab.daemon.burst(100).await?;
+        let last = report.first_cid + 99;
+        live.wait_event("the end of a burst", SOON, |event| {
+            event.kind == "client.disconnected" && cid(event) == Some(last)
+        })
+        .await?;
+        reports.push(report);
+        lab.wait_written().await?;
+    }
+    let cids = reports
+        .iter()
+        .flat_map(|report| report.first_cid..report.first_cid + 100);
+    for what in ["once", "and again"] {
+        let log = lab
+            .api
+            .follow_request(follow(Start::Cursor(cursor.clone())))
+            .await?;
+        poll_until("the end", SOON * 3, async || Ok(log.end())).await??;
+        let gaps = log
+            .received()
+            .iter()
+            .filter_map(|one| one.item.gap().cloned())
+            .count();
+        ensure!(gaps == 0, "{what}: {gaps} gaps");
+        let events = log.events();
+        let found: Vec<_> = events.iter().filter_map(cid).collect();
+        ensure!(
+            found.iter().copied().eq(cids.clone()),
+            "{what}: {} events",
+            found.len()
+        );
+        ensure!(
+            events.is_sorted_by_key(|event| event.sequence),
+            "{what}: out of order"
+        );
+    }
+    Ok(())
+}
+
+fn cid(event: &v1::Event) -> Option<u64> {
+    Some(event.client.as_ref()?.r#ref.as_ref()?.cid)
+}
+
 fn kill_of(name: &str, request_id: &str) -> KillClientsRequest {
     KillClientsRequest {
         selector: all(),

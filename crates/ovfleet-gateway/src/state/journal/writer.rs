@@ -45,7 +45,9 @@ impl EventStore {
                 if *newest.borrow_and_update() <= reader.position().sequence {
                     let _ = newest.changed().await;
                 }
-                sleep(GATHER).await;
+                // A full batch does not wait for more.
+                let full = reader.position().sequence + BATCH_MAX as u64;
+                let _ = timeout(GATHER, newest.wait_for(|newest| *newest >= full)).await;
             };
             tokio::select! {
                 () = stop.cancelled() => break,
