@@ -114,7 +114,7 @@ async fn a_silent_daemon_is_waited_for() {
     let mut manager = daemon.accept().await;
     let reason = subject.wait_until(Condition::SlotBusy).await;
     assert!(
-        reason.contains("holds the daemon's only management slot"),
+        reason.contains("the daemon's only management slot"),
         "{reason}"
     );
     manager.expect_silence().await;
