@@ -11,7 +11,7 @@ use tonic::{Code, Response, Status};
 use tonic_types::RpcStatusExt as _;
 
 use crate::{
-    failure::{Failure, Verdict, is_timeout, is_transport},
+    failure::{Failure, Verdict, is_timeout, is_transport, reason},
     gateway::Gateway,
     listing::full_name,
     output::note,
@@ -95,6 +95,10 @@ pub(crate) async fn carry_out<R>(
 
 /// The call may have had its effect although it failed.
 pub(crate) fn is_fate_unknown(status: &Status) -> bool {
+    // The gateway says of this one that nothing was done.
+    if reason(status) == "STATE_UNAVAILABLE" {
+        return false;
+    }
     is_transport(status)
         || is_timeout(status)
         || matches!(status.code(), Code::Unavailable | Code::Cancelled)
