@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
-use openvpn_session::{Condition, ConditionChange, DialPacer, Moment, Observation, Observer as _};
+use openvpn_session::{Condition, ConditionChange, Moment, Observation, Observer as _, Pacer};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -58,7 +58,7 @@ pub(crate) struct Shared {
     pub(crate) requests: Requests,
     ledger: Option<Arc<dyn Ledger>>,
     interner: Arc<Interner>,
-    pacer: Arc<DialPacer>,
+    pacer: Arc<Pacer>,
     /// The sessions' tasks by instance. Locked to look up or replace, never across an await.
     sessions: Mutex<HashMap<InstanceName, SessionTask>>,
     /// One change of the set of instances at a time.
@@ -122,7 +122,7 @@ impl Fleet {
             requests: Requests::new(ledger.clone()),
             ledger,
             interner: Arc::default(),
-            pacer: Arc::new(DialPacer::new()),
+            pacer: Arc::new(Pacer::new()),
             sessions: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
             membership: watch::Sender::new(0),

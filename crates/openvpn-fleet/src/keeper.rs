@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use openvpn_session::{
-    Condition, ConditionChange, DialPacer, Moment, Observation, Observer, Session,
-};
+use openvpn_session::{Condition, ConditionChange, Moment, Observation, Observer, Pacer, Session};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -21,7 +19,7 @@ const RESTART_DELAY: Duration = Duration::from_millis(500);
 pub(crate) async fn keep_session<O: Observer + Clone>(
     instance: Arc<Instance>,
     observer: O,
-    pacer: Arc<DialPacer>,
+    pacer: Arc<Pacer>,
     cancel: CancellationToken,
 ) {
     loop {
@@ -122,7 +120,7 @@ mod tests {
         };
         let cancel = CancellationToken::new();
         let started = Instant::now();
-        let pacer = Arc::new(DialPacer::new());
+        let pacer = Arc::new(Pacer::new());
         let keeper = tokio::spawn(keep_session(
             Arc::clone(&instance),
             observer,

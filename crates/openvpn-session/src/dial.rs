@@ -14,8 +14,9 @@ use crate::config::SessionConfig;
 use crate::link::Stream;
 use crate::socket_watch::SocketWatch;
 use crate::tls::{TlsError, TlsStream};
+use crate::turns::TableTurns;
 
-/// Most dials a second over all sessions that share a [`DialPacer`]; further ones wait for their turn.
+/// Most dials a second over all sessions that share a [`Pacer`]; further ones wait for their turn.
 pub const DIALS_PER_SECOND_MAX: u32 = 500;
 
 /// A TCP peer that is silent for that long is asked whether it is still there …
@@ -27,16 +28,17 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// How long sent bytes may stay unacknowledged before the connection is given up.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Spreads the dials of a whole fleet, so that a thousand daemons coming back at once do not stall it, and wakes the
-/// sessions whose Unix socket appears.
+/// What the sessions of a fleet share: it spreads their dials, so that a thousand daemons coming back at once do not
+/// stall it, wakes those whose Unix socket appears, and lets them read large tables a few at a time.
 #[derive(Debug)]
-pub struct DialPacer {
+pub struct Pacer {
     /// When the next dial may happen. Guards one addition, never held across an await.
     next: Mutex<Instant>,
     pub(crate) sockets: SocketWatch,
+    pub(crate) tables: TableTurns,
 }
 
-impl DialPacer {
+impl Pacer {
     /// Time between two dials.
     const SPACING: Duration = Duration::from_nanos(1_000_000_000 / DIALS_PER_SECOND_MAX as u64);
 
@@ -46,6 +48,7 @@ impl DialPacer {
         Self {
             next: Mutex::new(Instant::now()),
             sockets: SocketWatch::new(),
+            tables: TableTurns::new(),
         }
     }
 
@@ -61,7 +64,7 @@ impl DialPacer {
     }
 }
 
-impl Default for DialPacer {
+impl Default for Pacer {
     fn default() -> Self {
         Self::new()
     }
@@ -183,7 +186,7 @@ mod tests {
     /// A thousand daemons that come back at once are dialled over two seconds, and one alone at once.
     #[tokio::test(start_paused = true)]
     async fn dials_are_spread() {
-        let pacer = DialPacer::new();
+        let pacer = Pacer::new();
         let begun = Instant::now();
         pacer.turn().await;
         assert_eq!(begun.elapsed(), Duration::ZERO);

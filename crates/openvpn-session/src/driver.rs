@@ -21,6 +21,7 @@ use crate::mailbox::Queued;
 use crate::observation::{Hint, Moment, Observation, Observer, Snapshot};
 use crate::polls::Polls;
 use crate::report::Report;
+use crate::turns::TableTurn;
 
 /// Most bytes read in a row before the other sessions of the thread have their turn.
 const TURN_BYTES_MAX: usize = 256 * 1024;
@@ -50,6 +51,8 @@ pub(crate) struct Driver<'a, O> {
     in_flight: Option<InFlight>,
     /// Whether the daemon waits for a `hold release` that is ours to send.
     release_due: bool,
+    /// Ours to read a large table.
+    table_turn: TableTurn,
     /// Since when the daemon does not answer.
     unresponsive_since: Option<Instant>,
     /// Whether somebody else dialled in at the daemon's address.
@@ -70,6 +73,7 @@ impl<'a, O: Observer> Driver<'a, O> {
         link: Box<Link>,
         management_version: Option<u32>,
         config: &'a SessionConfig,
+        table_turn: TableTurn,
         report: &'a mut Report<O>,
     ) -> Self {
         Self {
@@ -79,6 +83,7 @@ impl<'a, O: Observer> Driver<'a, O> {
             stage: Stage::Syncing(Box::new(Synchronisation::new(management_version))),
             in_flight: None,
             release_due: false,
+            table_turn,
             unresponsive_since: None,
             is_contested: false,
             farewell: None,
@@ -193,12 +198,15 @@ impl<'a, O: Observer> Driver<'a, O> {
         at(self.link.connection.poll_timeout());
         at(self.gives_up_at());
         at(self.in_flight.as_ref().and_then(InFlight::expires));
+        at(self.table_turn.looks_at());
         if let Stage::Attached { polls, .. } = &self.stage
             && self.is_idle()
         {
-            let wanted = self.report.mailbox.refresh_wanted();
             at(Some(polls.liveness_due()));
-            at(Some(polls.status_due(wanted, &self.config.timings)));
+            if self.table_turn.looks_at().is_none() {
+                let wanted = self.report.mailbox.refresh_wanted();
+                at(Some(polls.status_due(wanted, &self.config.timings)));
+            }
         }
         wake
     }
@@ -217,6 +225,7 @@ impl<'a, O: Observer> Driver<'a, O> {
         let timings = &self.config.timings;
         let (command, purpose, deadline) = match &mut self.stage {
             Stage::Syncing(synchronisation) => match synchronisation.next_command(self.config) {
+                Some(Command::Status { .. }) if !self.table_turn.take(now) => return Ok(false),
                 Some(command @ Command::Status { .. }) => {
                     (command, Purpose::Synchronise, timings.status_deadline)
                 }
@@ -242,7 +251,7 @@ impl<'a, O: Observer> Driver<'a, O> {
                         Purpose::Liveness,
                         timings.reply_deadline,
                     )
-                } else if polls.status_due(wanted, timings) <= now {
+                } else if polls.status_due(wanted, timings) <= now && self.table_turn.take(now) {
                     polls.handle_status_sent(self.config, now);
                     let format = StatusFormat::V3;
                     (
@@ -415,6 +424,9 @@ impl<'a, O: Observer> Driver<'a, O> {
         else {
             return;
         };
+        if let Some(Ok(Reply::LoadStats(stats))) = &answer {
+            self.table_turn.handle_clients(stats.clients);
+        }
         match purpose {
             Purpose::Synchronise => {
                 if let Stage::Syncing(synchronisation) = &mut self.stage {
@@ -426,7 +438,10 @@ impl<'a, O: Observer> Driver<'a, O> {
                     self.observe(Observation::LoadStats(stats), now);
                 }
             }
-            Purpose::Status => self.handle_status(answer, sent, now),
+            Purpose::Status => {
+                self.handle_status(answer, sent, now);
+                self.table_turn.give_back();
+            }
             Purpose::Release => {
                 if let Some(Ok(_)) = answer {
                     self.report.mailbox.tap.answered();
@@ -477,6 +492,7 @@ impl<'a, O: Observer> Driver<'a, O> {
 
     fn handle_unanswered(&mut self, now: Moment) {
         self.unresponsive_since.get_or_insert(now.monotonic);
+        self.table_turn.give_back();
         let reason = match &self.in_flight {
             Some(in_flight) => {
                 let waited = now.monotonic - in_flight.sent.monotonic;
@@ -530,6 +546,7 @@ impl<'a, O: Observer> Driver<'a, O> {
                 self.report.mailbox.refreshed(asked);
             }
         }
+        self.table_turn.give_back();
         self.stand();
     }
 

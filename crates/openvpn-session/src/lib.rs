@@ -34,6 +34,7 @@ mod slot;
 mod socket_watch;
 mod tap;
 mod tls;
+mod turns;
 
 pub use address::{Address, AddressError};
 pub use call::{
@@ -43,7 +44,7 @@ pub use condition::{Condition, ConditionChange};
 pub use config::{
     DialInConfig, DisconnectPolicy, HoldPolicy, PinError, SessionConfig, Timings, TlsConfig,
 };
-pub use dial::{DIALS_PER_SECOND_MAX, DialPacer};
+pub use dial::{DIALS_PER_SECOND_MAX, Pacer};
 pub use mailbox::{CONTROL_LANE_MAX, READ_LANE_MAX, REFRESH_WAITERS_MAX, SessionHandle};
 pub use observation::{Facts, Hint, Mode, Moment, Observation, Observer, Snapshot};
 pub use password::{PasswordError, read as read_password};

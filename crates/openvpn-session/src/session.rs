@@ -14,7 +14,7 @@ use crate::address::Address;
 use crate::backoff::{Backoff, Eagerness, random_fraction};
 use crate::condition::Condition;
 use crate::config::{DisconnectPolicy, SessionConfig};
-use crate::dial::{self, DialError, DialPacer};
+use crate::dial::{self, DialError, Pacer};
 use crate::door::Door;
 use crate::driver::{Driver, Ended};
 use crate::link::{Link, Stream};
@@ -30,7 +30,7 @@ use crate::slot;
 pub struct Session<O> {
     config: Arc<SessionConfig>,
     report: Report<O>,
-    pacer: Arc<DialPacer>,
+    pacer: Arc<Pacer>,
     backoff: Backoff,
     /// Where the daemon dials in, once that is open; stays so between two sessions.
     door: Option<Door>,
@@ -64,7 +64,7 @@ impl<O: Observer> Session<O> {
     pub fn new(
         config: impl Into<Arc<SessionConfig>>,
         observer: O,
-        pacer: Arc<DialPacer>,
+        pacer: Arc<Pacer>,
     ) -> (SessionHandle, Self) {
         let mut config = config.into();
         if config.address.is_dial_in() && config.disconnect != DisconnectPolicy::Destructive {
@@ -224,8 +224,13 @@ impl<O: Observer> Session<O> {
                 self.report
                     .observe(Observation::Greeted { management_version }, Moment::now());
                 self.report.stands(Condition::Syncing, "");
-                let mut driver =
-                    Driver::new(link, management_version, &self.config, &mut self.report);
+                let mut driver = Driver::new(
+                    link,
+                    management_version,
+                    &self.config,
+                    self.pacer.tables.turn(),
+                    &mut self.report,
+                );
                 let (ended, attached) = driver.run(cancel).await;
                 let Ended::Broken(reason) = ended else {
                     return Aftermath::Cancelled;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use openvpn_management::{Cid, Command};
 use openvpn_session::{
-    Address, Call, CallerId, Condition, DialPacer, Hint, Lane, Moment, Observation, Observer,
-    Session, SessionConfig, SessionHandle,
+    Address, Call, CallerId, Condition, Hint, Lane, Moment, Observation, Observer, Pacer, Session,
+    SessionConfig, SessionHandle,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -182,7 +182,7 @@ impl Subject {
     ) -> Self {
         let (sender, seen) = mpsc::channel(10_000);
         let observer = Recorder { sender, hint };
-        let pacer = Arc::new(DialPacer::new());
+        let pacer = Arc::new(Pacer::new());
         let (handle, session) = Session::new(config, observer, pacer);
         let cancel = CancellationToken::new();
         tokio::spawn(session.run(cancel.clone()));
