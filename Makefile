@@ -12,7 +12,7 @@ TEST_THREADS ?= 8
 THROUGH_SUDO := --config 'target."cfg(unix)".runner = ["sudo", "-E"]'
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),$(THROUGH_SUDO))
 # What `make soak` runs: names of tests, or parts of names.
-SOAK ?= faults:: races_
+SOAK ?= faults:: races_ crowded:: together:: handover::
 # Of `make fuzz`, over all targets together.
 FUZZ_SECONDS ?= 600
 
