@@ -28,6 +28,19 @@ impl Person {
         }
     }
 
+    /// Somebody local with a name and a password.
+    pub(crate) const fn with_login(
+        name: &'static str,
+        username: &'static str,
+        password: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            address: "127.0.0.1",
+            login: Some((username, password)),
+        }
+    }
+
     /// Where it really comes from; port 0 is any.
     fn home(&self) -> SocketAddr {
         let local = translate(self.address);

@@ -30,7 +30,7 @@ pub(crate) struct Setup {
     pub(crate) locked: bool,
     /// What it echoes.
     echoes: &'static [&'static str],
-    client_auth: bool,
+    pub(crate) client_auth: bool,
     /// For how many seconds a client may be silent.
     silence: u64,
     /// It has an IPv6 socket, which takes IPv4 too.
@@ -117,6 +117,16 @@ pub(crate) const ODD_NAMES: Setup = Setup {
         Person::new("smith, john", "127.0.0.1"),
         Person::new("tab\there", "127.0.0.1"),
     ],
+    ..PLAIN
+};
+
+/// A server that asks its manager about whoever comes.
+pub(crate) const ASKING: Setup = Setup {
+    network: 83,
+    client_auth: true,
+    silence: 6,
+    guests: &[Person::with_login("alice", "joe", "secret")],
+    any_order: true,
     ..PLAIN
 };
 
@@ -281,11 +291,9 @@ impl<'a> Real<'a> {
 
     fn connect(&self, name: &str) {
         let resident = find(self.people, name);
-        // One that runs comes back by itself.
+        let client = resident.start(self.directory, self.pki, self.port);
         let mut clients = self.clients.borrow_mut();
-        clients
-            .entry(resident.person.name)
-            .or_insert_with(|| resident.start(self.directory, self.pki, self.port));
+        clients.insert(resident.person.name, client);
     }
 
     /// A step of a scenario.
