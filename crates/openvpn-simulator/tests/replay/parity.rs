@@ -142,7 +142,7 @@ async fn play_all(is_meant: impl Fn(&Setup) -> bool) {
         let directory = tempfile::tempdir().unwrap();
         let real = Real::start(&setup, directory.path(), &pki, &people).await;
         let title = format!("{name}, the real one");
-        let step = async |step: &str| real.carry_out(step);
+        let step = async |step: &str| real.carry_out(step).await;
         let playing = play_at(&real.address, &title, &transcript, comparison, step);
         timeout(SCENARIO_MAX, playing).await.expect(&title);
         let simulated = Simulated::start(&setup, directory.path(), &people).await;

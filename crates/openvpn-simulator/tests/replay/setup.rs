@@ -297,11 +297,26 @@ impl<'a> Real<'a> {
     }
 
     /// A step of a scenario.
-    pub(crate) fn carry_out(&self, step: &str) {
+    pub(crate) async fn carry_out(&self, step: &str) {
         match step.split_once(' ') {
             None if step == "stop" => self.server.terminate(),
             Some(("connect", name)) => self.connect(name),
-            Some(("leave", name)) => self.clients.borrow()[name].terminate(),
+            Some(("leave", name)) => {
+                // Before, it does not know how this server wants to be told.
+                let log = self.directory.join(format!("{name}.log"));
+                let is_ready = || {
+                    let log = fs::read_to_string(&log).unwrap_or_default();
+                    let latest = log.rsplit("Peer Connection Initiated").next();
+                    latest.is_some_and(|lines| lines.contains("Initialization Sequence Completed"))
+                };
+                let ready = async {
+                    while !is_ready() {
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                };
+                timeout(PATIENCE, ready).await.expect("a ready client");
+                self.clients.borrow()[name].terminate();
+            }
             _ => panic!("unknown step {step}"),
         }
     }
