@@ -25,10 +25,21 @@ impl Observer for InstanceObserver {
         }
         let mut records: Vec<Record> = Vec::new();
         // The table first, then the journal: who takes the journal's position and then reads the table finds every
-        // difference either in the table already or behind the position.
-        let hint = self
-            .instance
-            .update(|table| apply(table, observation, at, &self.interner, &mut records));
+        // difference either in the table already or behind the position. What spills in between does so while the
+        // table is locked: whoever reads it then waits for all of it.
+        let mut spill = |records: &mut Vec<Record>| {
+            self.journal.append_all(records.drain(..));
+        };
+        let hint = self.instance.update(|table| {
+            apply(
+                table,
+                observation,
+                at,
+                &self.interner,
+                &mut records,
+                &mut spill,
+            )
+        });
         if !records.is_empty() {
             self.journal.append_all(records);
         }

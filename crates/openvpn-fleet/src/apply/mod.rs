@@ -22,23 +22,30 @@ use crate::event::{Detail, Event, EventClient, Gap, GapCause, Inference};
 use crate::journal::Record;
 use crate::table::Table;
 
-/// Folds one observation into the table. Adds the events to `records`, in the order of the wire.
+/// So many events of one large table are gathered before they go on: all of them would take more memory than the table.
+const SPILL_AT: usize = 256;
+
+/// Folds one observation into the table. Adds the events to `records`, in the order of the wire; `spill` takes them out
+/// in between when there are many.
 pub(crate) fn apply(
     table: &mut Table,
     observation: Observation,
     at: Moment,
     interner: &Interner,
     records: &mut Vec<Record>,
+    spill: &mut dyn FnMut(&mut Vec<Record>),
 ) -> Hint {
     let mut fold = Fold {
         table,
         at,
         interner,
         records,
+        first: 0,
+        spill,
         hint: Hint::None,
     };
     fold.report_capped_lines();
-    let first = fold.records.len();
+    fold.first = fold.records.len();
     match observation {
         Observation::Condition(change) => fold.handle_condition(change),
         Observation::NextAttempt(time) => {
@@ -64,7 +71,7 @@ pub(crate) fn apply(
             fold.emit_text(Detail::Unrecognized(text));
         }
     }
-    fold.report_capped_lines_before(first);
+    fold.report_capped_lines_before();
     fold.hint
 }
 
@@ -76,6 +83,10 @@ struct Fold<'a> {
     interner: &'a Interner,
     /// The events, in the order of the wire.
     records: &'a mut Vec<Record>,
+    /// Where among them those of this observation begin.
+    first: usize,
+    /// Takes them out.
+    spill: &'a mut dyn FnMut(&mut Vec<Record>),
     /// What the session should do about it.
     hint: Hint,
 }
@@ -110,6 +121,15 @@ impl Fold<'_> {
             (Hint::Poll, _) | (_, Hint::Poll) => Hint::Poll,
             (Hint::None, Hint::None) => Hint::None,
         };
+    }
+
+    /// Lets the events so far go on, if they are many.
+    fn spill(&mut self) {
+        if self.records.len() >= SPILL_AT {
+            self.report_capped_lines_before();
+            (self.spill)(self.records);
+            self.first = self.records.len();
+        }
     }
 
     fn emit(&mut self, detail: Detail) {

@@ -335,9 +335,10 @@ impl Fold<'_> {
         self.records.extend(gaps);
     }
 
-    /// Tells of lines that were not taken before the events from `first` on: a gap comes before the next event,
+    /// Tells of lines that were not taken before the events of this observation: a gap comes before the next event,
     /// whatever that is of.
-    pub(super) fn report_capped_lines_before(&mut self, first: usize) {
+    pub(super) fn report_capped_lines_before(&mut self) {
+        let first = self.first;
         if self.records.len() == first {
             return;
         }

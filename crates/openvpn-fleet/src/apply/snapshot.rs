@@ -1,6 +1,6 @@
 //! A `status`: what the notifications did not tell.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use openvpn_management::{Cid, ClientRow, RouteRow, StatusSnapshot};
 use openvpn_session::{Hint, Mode, Snapshot};
@@ -49,18 +49,20 @@ impl Fold<'_> {
         self.check_generation(shown);
 
         let told = self.told_between(answered.wall);
-        let mut seen = HashSet::with_capacity(shown.clients().len());
+        let mut seen = Vec::with_capacity(shown.clients().len());
         for row in shown.clients() {
             let Some(cid) = row.cid else {
                 continue;
             };
-            seen.insert(cid);
+            seen.push(cid);
             self.fold_row(cid, &row, told);
+            self.spill();
         }
+        seen.sort_unstable();
         if is_complete {
             self.disconnect_absent(&seen, asked.monotonic, answered.wall);
             let memory = &mut self.table.memory;
-            memory.highest_cid = memory.highest_cid.max(seen.iter().copied().max());
+            memory.highest_cid = memory.highest_cid.max(seen.last().copied());
             memory.restored = None;
             memory.complete_snapshot = Some(answered.wall);
         }
@@ -127,10 +129,11 @@ impl Fold<'_> {
         client
     }
 
-    /// Clients that a complete snapshot does not show are gone, but for those that came after it was asked.
+    /// Clients that a complete snapshot does not show are gone, but for those that came after it was asked. `seen` is
+    /// sorted.
     fn disconnect_absent(
         &mut self,
-        seen: &HashSet<Cid>,
+        seen: &[Cid],
         asked: std::time::Instant,
         answered: std::time::SystemTime,
     ) {
@@ -138,7 +141,7 @@ impl Fold<'_> {
             .table
             .clients
             .iter()
-            .filter(|client| !seen.contains(&client.cid))
+            .filter(|client| seen.binary_search(&client.cid).is_err())
             .map(|client| (client.cid, client.came(), client.observed()))
             .collect();
         let last_complete = self.table.memory.complete_snapshot;
@@ -160,6 +163,7 @@ impl Fold<'_> {
                 Told::BySnapshot(inference),
                 RemovedReason::Gone,
             );
+            self.spill();
         }
     }
 

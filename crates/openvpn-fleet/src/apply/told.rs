@@ -22,6 +22,8 @@ pub(crate) const BEGIN: u64 = 1_795_186_000;
 pub(crate) struct Told {
     pub(crate) table: Table,
     pub(crate) records: Vec<Record>,
+    /// What went on before its observation was all folded.
+    pub(crate) spilled: Vec<Record>,
     pub(crate) hints: Vec<Hint>,
     interner: Interner,
     connection: Connection,
@@ -52,6 +54,7 @@ impl Told {
         Self {
             table,
             records: Vec::new(),
+            spilled: Vec::new(),
             hints: Vec::new(),
             interner: Interner::default(),
             connection,
@@ -75,6 +78,7 @@ impl Told {
             self.now,
             &self.interner,
             &mut self.records,
+            &mut |records| self.spilled.append(records),
         );
         self.hints.push(hint);
         hint
@@ -150,7 +154,7 @@ impl Told {
             status: StatusSnapshot::parse(
                 status.as_bytes(),
                 &Limits {
-                    clients_max: 100,
+                    clients_max: self.table.clients_max,
                     ..Limits::default()
                 },
             ),

@@ -164,6 +164,31 @@ fn a_gap_of_lines_comes_before_the_next_event() {
     );
 }
 
+/// Of a large table the events go on while it is folded, or they would take more memory than it: in their order, and
+/// none before what is missing.
+#[test]
+fn the_events_of_a_large_table_go_on_in_between() {
+    let mut told = Told::attached();
+    told.table.clients_max = 1_000;
+    for _ in 0..20_000 {
+        told.says(">ECHO:1795186000,x");
+    }
+    told.records.clear();
+    told.says(">ECHO:1795186000,x");
+    let clients: Vec<_> = (0..600).map(|cid| (cid, "alice", BEGIN, 0)).collect();
+    told.shows(&status(&clients));
+    assert_eq!(told.spilled.len() / 256, 2, "two spills of 600");
+    let all: Vec<_> = told.spilled.drain(..).chain(told.records).collect();
+    let crate::journal::Record::Gap(_) = &all[0] else {
+        panic!("{:?}", all[0]);
+    };
+    let cids = all.iter().filter_map(|record| match record {
+        crate::journal::Record::Event(event) => Some(event.client.as_ref()?.cid.0),
+        crate::journal::Record::Gap(_) => None,
+    });
+    assert!(cids.eq(0..600));
+}
+
 /// The name in a log line is the peer's own choice: it must not be able to speak for another client.
 #[test]
 fn a_name_cannot_speak_for_another() {
