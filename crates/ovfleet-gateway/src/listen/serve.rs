@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    io,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -20,7 +21,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Semaphore, SetOnce},
     time::{sleep, timeout},
 };
@@ -150,6 +151,38 @@ impl hyper::service::Service<Request<Incoming>> for Called {
     }
 }
 
+/// A stream that takes one piece at a time. With it h2 copies answers of up to 1 KiB, which most are, behind one another
+/// into one write; for a stream that takes several it would write each of more than 256 bytes by itself.
+struct Gathered<S>(S);
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
 /// Serves gRPC until the caller leaves, or until `stop` and the last call has ended.
 pub(super) async fn serve_http2<S>(
     stream: S,
@@ -188,7 +221,7 @@ pub(super) async fn serve_http2<S>(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), called));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(Gathered(stream)), called));
     let leaving = async {
         stop.cancelled().await;
         // Without a call it is not waited for.
