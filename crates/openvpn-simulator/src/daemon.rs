@@ -15,9 +15,10 @@ pub(crate) use builder::Settings;
 pub use builder::{DaemonBuilder, Timing};
 
 use crate::owner::{Job, Observed, Owner, Trace};
+use crate::socket::Connection;
 use crate::{ClientSpec, ClientState, ControlError, How, Misbehaviour, StartError};
 
-/// Where a daemon's management interface listens.
+/// Where a daemon's management interface listens, or whom it dials.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A Unix socket at this path.
@@ -62,6 +63,8 @@ pub struct BurstReport {
 pub struct Daemon {
     name: Arc<str>,
     address: Address,
+    /// Whether that is where its manager listens.
+    dials: bool,
     jobs: mpsc::Sender<Job>,
     observed: watch::Receiver<Observed>,
     trace: Arc<Trace>,
@@ -80,7 +83,7 @@ impl Daemon {
     }
 
     /// Where it listens, with the port the kernel chose; its `Display` is what a gateway's
-    /// configuration takes.
+    /// configuration takes. If it dials: where its manager listens.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -134,6 +137,11 @@ impl Daemon {
     /// Returns once the process has ended.
     pub async fn wait_stopped(&self) {
         self.wait(|observed| !observed.running).await;
+    }
+
+    /// Returns once it has begun to serve this often since it was built, restarts included.
+    pub async fn wait_served(&self, times: u64) {
+        self.wait(|observed| observed.served >= times).await;
     }
 
     /// Returns once a manager has sent a line that starts with `prefix`, among those still kept.
@@ -330,13 +338,30 @@ impl Daemon {
     /// clients. Nothing happens when it runs.
     ///
     /// # Errors
-    /// [`StartError::Listen`] when the address has been taken meanwhile.
+    /// [`StartError::Listen`] when the address has been taken meanwhile, [`StartError::Dial`]
+    /// when nobody listens there any more.
     pub async fn start_again(&self) -> Result<(), StartError> {
-        match self.call(Owner::start).await {
+        if self.is_running() {
+            return Ok(());
+        }
+        let dialled = match self.dials {
+            true => Some(self.dial().await?),
+            false => None,
+        };
+        match self.call(|owner| owner.start(dialled)).await {
             Ok(started) => started,
             // The task lives as long as this handle, unless the runtime is shutting down.
             Err(_) => Ok(()),
         }
+    }
+
+    async fn dial(&self) -> Result<Connection, StartError> {
+        let dialled = Connection::dial(&self.address).await;
+        dialled.map_err(|source| StartError::Dial {
+            daemon: self.name.to_string(),
+            address: self.address.clone(),
+            source,
+        })
     }
 
     /// Begins to misbehave in one more way.
@@ -389,7 +414,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.task.abort();
-        if let Address::Unix(path) = &self.address {
+        if let (false, Address::Unix(path)) = (self.dials, &self.address) {
             // The task removes it too, but only when the runtime comes to drop it; a file that
             // is already gone is what we want.
             let _ = std::fs::remove_file(path);

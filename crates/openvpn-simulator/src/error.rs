@@ -7,7 +7,7 @@ use crate::Address;
 /// A daemon that could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The builder was given neither a Unix path nor a TCP address.
+    /// The builder was given no address, neither to listen on nor to dial.
     #[error("simulated daemon {daemon} has no address to listen on")]
     NoAddress {
         /// Name of the daemon.
@@ -21,6 +21,17 @@ pub enum StartError {
         /// Where it was to listen.
         address: Address,
         /// Why it cannot.
+        #[source]
+        source: io::Error,
+    },
+    /// The manager cannot be dialled.
+    #[error("simulated daemon {daemon} cannot dial its manager at {address}")]
+    Dial {
+        /// Name of the daemon.
+        daemon: String,
+        /// Where its manager was to listen.
+        address: Address,
+        /// Why it cannot be reached.
         #[source]
         source: io::Error,
     },

@@ -36,6 +36,7 @@ pub(crate) struct Observed {
     pub(crate) pid: u32,
     pub(crate) sessions: u64,
     pub(crate) commands: u64,
+    pub(crate) served: u64,
 }
 
 /// Lines received from managers, shared with the handle.
@@ -80,7 +81,8 @@ struct Attached {
 
 /// The daemon's sockets while its process runs.
 struct Process {
-    listener: Listener,
+    /// `None` if it has dialled its manager, and hears no other.
+    listener: Option<Listener>,
     attached: Option<Attached>,
     /// Whether it is stopped as by SIGSTOP.
     frozen: bool,
@@ -143,7 +145,7 @@ impl Owner {
                 Cause::Job(job) => job(&mut self),
                 Cause::Dropped => return,
                 Cause::Timer => self.engine.handle_timers(),
-                Cause::Accepted(Ok((connection, peer))) => self.attach(connection, &peer),
+                Cause::Accepted(Ok((connection, peer))) => self.attach(connection, Some(&peer)),
                 Cause::Accepted(Err(_)) => sleep(ACCEPT_RETRY_DELAY).await,
                 Cause::Ready => self.read(),
             }
@@ -180,7 +182,10 @@ impl Owner {
                         let _ = attached.connection.ready(interest).await;
                         Cause::Ready
                     }
-                    None => Cause::Accepted(process.listener.accept().await),
+                    None => match &process.listener {
+                        Some(listener) => Cause::Accepted(listener.accept().await),
+                        None => std::future::pending().await,
+                    },
                 }
             } => cause,
         }
@@ -190,15 +195,21 @@ impl Owner {
 
     /// Carries out what the last event led to: signals, output, ends, news for the handle.
     pub(crate) fn settle(&mut self) {
-        self.engine.handle_signal();
-        match self.engine.take_ending() {
-            Some(Ending::Session) => self.detach(),
-            Some(Ending::SessionAfterOutput) => {
-                self.write();
-                self.detach();
+        loop {
+            self.engine.handle_signal();
+            match self.engine.take_ending() {
+                Some(Ending::Session) => self.detach(),
+                Some(Ending::SessionAfterOutput) => {
+                    self.write();
+                    self.detach();
+                }
+                Some(Ending::Process) => self.end(),
+                None => self.write(),
             }
-            Some(Ending::Process) => self.end(),
-            None => self.write(),
+            // A manager that left may have made the daemon throw another.
+            if !self.engine.has_signal() {
+                break;
+            }
         }
         self.finish_burst();
         self.publish();
@@ -211,6 +222,7 @@ impl Owner {
             pid: self.engine.pid(),
             sessions: self.sessions,
             commands: self.engine.commands(),
+            served: self.engine.served(),
         };
         self.observed.send_if_modified(|observed| {
             let news = *observed != now;
@@ -219,7 +231,7 @@ impl Owner {
         });
     }
 
-    fn attach(&mut self, connection: Connection, peer: &str) {
+    fn attach(&mut self, connection: Connection, peer: Option<&str>) {
         if let Some(process) = &mut self.process {
             process.attached = Some(Attached {
                 connection,
@@ -328,28 +340,50 @@ impl Owner {
 
     // ---- the process
 
-    pub(crate) fn start(&mut self) -> Result<(), StartError> {
+    /// Starts the process; a daemon that dials has done so already.
+    pub(crate) fn start(&mut self, dialled: Option<Connection>) -> Result<(), StartError> {
         if self.process.is_some() {
             return Ok(());
         }
+        let listener = match dialled {
+            Some(_) => None,
+            None => Some(self.listen()?),
+        };
+        let how = match (&listener, &self.address) {
+            (Some(_), Address::Unix(path)) => {
+                format!("unix domain socket listening on {}", path.display())
+            }
+            (Some(_), Address::Tcp(address)) => {
+                format!("TCP Socket listening on [AF_INET]{address}")
+            }
+            (None, Address::Unix(path)) => {
+                format!("Connected to management server at {}", path.display())
+            }
+            (None, Address::Tcp(address)) => {
+                format!("Connected to management server at [AF_INET]{address}")
+            }
+        };
+        self.engine.start(&how);
+        self.process = Some(Process {
+            listener,
+            attached: None,
+            frozen: false,
+        });
+        if let Some(connection) = dialled {
+            self.attach(connection, None);
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn listen(&mut self) -> Result<Listener, StartError> {
         let listener = Listener::bind(&self.address).map_err(|source| StartError::Listen {
             daemon: self.name.clone(),
             address: self.address.clone(),
             source,
         })?;
         self.address = listener.address(&self.address);
-        let listening = match &self.address {
-            Address::Unix(path) => format!("unix domain socket listening on {}", path.display()),
-            Address::Tcp(address) => format!("TCP Socket listening on [AF_INET]{address}"),
-        };
-        self.engine.start(&listening);
-        self.process = Some(Process {
-            listener,
-            attached: None,
-            frozen: false,
-        });
-        self.publish();
-        Ok(())
+        Ok(listener)
     }
 
     /// SIGTERM, from outside.
@@ -363,15 +397,21 @@ impl Owner {
 
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
-        self.detach();
         self.process = None;
+        self.engine.die();
+        // As in `detach`.
+        self.burst = None;
     }
 
     /// The end of the process: last words as far as the socket takes them, then the socket goes.
     fn end(&mut self) {
         self.write();
+        let listened = self
+            .process
+            .as_ref()
+            .is_some_and(|process| process.listener.is_some());
         self.kill();
-        if let Address::Unix(path) = &self.address {
+        if let (true, Address::Unix(path)) = (listened, &self.address) {
             // A file that is already gone is what we want.
             let _ = std::fs::remove_file(path);
         }

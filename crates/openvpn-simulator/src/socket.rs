@@ -86,6 +86,17 @@ pub(crate) enum Connection {
 }
 
 impl Connection {
+    pub(crate) async fn dial(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Unix(path) => UnixStream::connect(path).await.map(Self::Unix),
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(Self::Tcp(stream))
+            }
+        }
+    }
+
     /// Returns when reading or writing is worth a try. Cancel safe.
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<()> {
         match self {

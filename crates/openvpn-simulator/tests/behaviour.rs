@@ -11,7 +11,7 @@ use openvpn_simulator::{
     RestartSignal, StartError, Timing,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -327,6 +327,29 @@ async fn an_address_that_cannot_be_used_is_named() {
         error.to_string().contains("unix:/nonexistent/daemon.sock"),
         "{error}"
     );
+}
+
+/// A daemon that dials needs its manager at each start, and leaves his socket alone.
+#[tokio::test]
+async fn dialling_takes_a_manager_that_listens() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("manager.sock");
+    let dialling = Daemon::builder("eu1").dial(Address::Unix(path.clone()));
+    let nobody = dialling.clone().start().await.unwrap_err();
+    assert!(matches!(nobody, StartError::Dial { .. }), "{nobody}");
+
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon = dialling.start().await.unwrap();
+    for _ in 0..2 {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut manager = Manager(BufReader::new(stream));
+        assert_eq!(manager.line().await.unwrap(), GREETING);
+        drop(manager);
+        timeout(PATIENCE, daemon.wait_stopped()).await.unwrap();
+        daemon.start_again().await.unwrap();
+    }
+    drop(daemon);
+    assert!(path.exists());
 }
 
 /// Every event of a burst arrives, in order, and commands are answered meanwhile.

@@ -55,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) client: Option<ClientMode>,
     pub(crate) private_key_password: Option<Vec<u8>>,
     pub(crate) password: Option<Vec<u8>>,
+    pub(crate) dials: bool,
+    pub(crate) management_signal: bool,
     pub(crate) hold: bool,
     pub(crate) client_auth: bool,
     pub(crate) duplicate_cn: bool,
@@ -91,6 +93,8 @@ impl DaemonBuilder {
                 client: None,
                 private_key_password: None,
                 password: None,
+                dials: false,
+                management_signal: false,
                 hold: false,
                 client_auth: false,
                 duplicate_cn: false,
@@ -113,6 +117,7 @@ impl DaemonBuilder {
     #[must_use]
     pub fn unix(mut self, path: impl Into<PathBuf>) -> Self {
         self.address = Some(Address::Unix(path.into()));
+        self.settings.dials = false;
         self
     }
 
@@ -120,6 +125,23 @@ impl DaemonBuilder {
     #[must_use]
     pub fn tcp(mut self, address: SocketAddr) -> Self {
         self.address = Some(Address::Tcp(address));
+        self.settings.dials = false;
+        self
+    }
+
+    /// Dials its manager, who listens there when the daemon is started (`--management-client`),
+    /// and ends when that connection does.
+    #[must_use]
+    pub fn dial(mut self, manager: Address) -> Self {
+        self.address = Some(manager);
+        self.settings.dials = true;
+        self
+    }
+
+    /// Restarts as on SIGUSR1 whenever its manager leaves (`--management-signal`).
+    #[must_use]
+    pub fn management_signal(mut self) -> Self {
+        self.settings.management_signal = true;
         self
     }
 
@@ -247,10 +269,11 @@ impl DaemonBuilder {
         self
     }
 
-    /// Starts listening and serving on the current Tokio runtime.
+    /// Starts listening, or dials, and serves, on the current Tokio runtime.
     ///
     /// # Errors
-    /// [`StartError::NoAddress`] without an address, [`StartError::Listen`] when it is taken.
+    /// [`StartError::NoAddress`] without an address, [`StartError::Listen`] when it is taken,
+    /// [`StartError::Dial`] when nobody listens there.
     pub async fn start(self) -> Result<Daemon, StartError> {
         let name = self.settings.name.clone();
         let Some(address) = self.address else {
@@ -259,6 +282,7 @@ impl DaemonBuilder {
         let trace = Arc::new(Trace::default());
         let (observed_sender, observed) = watch::channel(Observed::default());
         let (jobs, jobs_receiver) = mpsc::channel(JOBS_CAPACITY);
+        let dials = self.settings.dials;
         let mut owner = Owner::new(
             self.settings,
             address.clone(),
@@ -272,6 +296,7 @@ impl DaemonBuilder {
         let mut daemon = Daemon {
             name: name.into(),
             address,
+            dials,
             jobs,
             observed,
             trace,

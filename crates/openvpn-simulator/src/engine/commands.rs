@@ -6,7 +6,7 @@ use crate::Version;
 
 use super::approval::{Block, BlockCommand, BlockPurpose};
 use super::questions::Entry;
-use super::{Ending, Engine, Phase, Signal, text};
+use super::{Ending, Engine, Phase, Signal, Thrown, text};
 
 /// Lines `test` writes at most; OpenVPN has no limit and would block for as long as it takes.
 const TEST_LINES_MAX: i32 = 1_000_000;
@@ -438,7 +438,7 @@ impl Engine {
             return;
         }
         self.say(format_args!("SUCCESS: signal {} thrown", signal.name()));
-        self.signal = Some(signal);
+        self.signal = Some(Thrown::hard(signal));
     }
 
     fn hold_command(&mut self, arguments: &[&[u8]]) {

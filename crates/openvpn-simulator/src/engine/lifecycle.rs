@@ -1,22 +1,21 @@
-//! Start, hold, restart and end of the daemon, and what is due in between.
+//! Start, hold and end of a run, and what is due in between.
 
 use tokio::time::Duration;
 
 use crate::Version;
 use crate::clock::UnixTime;
-use crate::daemon::RestartSignal;
 
 use super::env::Occasion;
 use super::questions::Login;
-use super::{Ending, Engine, Phase, Signal, Timer, text};
+use super::{Engine, Phase, Timer, text};
 
 /// Name of the tunnel device.
 pub(super) const DEVICE: &str = "tun0";
 
 impl Engine {
-    /// A new process: pid, clock, histories and counters begin anew.
-    pub(crate) fn start(&mut self, address: &str) {
-        self.address = address.to_owned();
+    /// A new process: pid, clock, histories and counters begin anew. `management` is what the
+    /// log says of its management socket.
+    pub(crate) fn start(&mut self, management: &str) {
         // Like the kernel, forwards; and never the pid of the run before.
         self.pid = match self.pid {
             0 => u32::try_from(1000 + self.random.below(30_000)).unwrap_or(1000),
@@ -55,7 +54,7 @@ impl Engine {
         for (flags, line) in text::CONFIGURATION {
             self.log(flags, line);
         }
-        self.log("", format!("MANAGEMENT: {}", self.address));
+        self.log("", format!("MANAGEMENT: {management}"));
         self.enter("CONNECTING,,,,,,");
         if self.hold {
             self.log(
@@ -118,7 +117,12 @@ impl Engine {
         }
         self.log("I", "Initialization Sequence Completed");
         self.enter(&format!("CONNECTED,SUCCESS,{tunnel}"));
+        self.serve();
+    }
+
+    pub(super) fn serve(&mut self) {
         self.phase = Phase::Serving;
+        self.served += 1;
     }
 
     /// Says that the daemon is held.
@@ -142,92 +146,10 @@ impl Engine {
         self.retrying = false;
     }
 
-    // ---- signals
-
-    /// A signal from outside; it is acted upon at once.
-    pub(crate) fn restart(&mut self, signal: RestartSignal) {
-        self.signal = Some(match signal {
-            RestartSignal::Sigusr1 => Signal::Usr1,
-            RestartSignal::Sighup => Signal::Hup,
-        });
-        self.handle_signal();
-    }
-
-    pub(crate) fn terminate(&mut self) {
-        self.signal = Some(Signal::Term);
-        self.handle_signal();
-    }
-
-    /// Acts on the signal thrown, if there is one. The owner calls it after each read.
-    pub(crate) fn handle_signal(&mut self) {
-        match (self.signal.take(), self.phase) {
-            (None, _) => {}
-            (Some(signal), Phase::Asking) => self.interrupt_question(signal),
-            (Some(Signal::Usr2), Phase::Serving) => self.log_status(),
-            // Nobody is there to print a status, and OpenVPN ignores restarts while it is held.
-            (Some(Signal::Usr2), _) | (Some(Signal::Hup | Signal::Usr1), Phase::Held { .. }) => {}
-            (Some(signal @ (Signal::Term | Signal::Int)), _) => self.exit_on(signal),
-            (Some(signal @ (Signal::Hup | Signal::Usr1)), Phase::Serving) => {
-                self.close_tunnel();
-                let name = signal.name();
-                self.log("I", format!("{name}[hard,] received, process restarting"));
-                self.begin_restart(signal, name);
-            }
-            (Some(Signal::Hup | Signal::Usr1), Phase::Pausing) => {
-                // A signal in the pause becomes this, and another pause.
-                const REASON: &str = "close_context usr1 to hup";
-                self.log(
-                    "I",
-                    format!("SIGHUP[soft,{REASON}] received, process restarting"),
-                );
-                self.begin_restart(Signal::Hup, REASON);
-            }
-        }
-    }
-
-    pub(super) fn begin_restart(&mut self, signal: Signal, reason: &str) {
-        self.questions.clear();
-        if signal == Signal::Hup {
-            self.forget_passwords();
-        }
-        self.enter(&format!("RECONNECTING,{reason},,,,,"));
-        if signal == Signal::Hup {
-            self.configured = self.clock();
-            for (flags, line) in text::CONFIGURATION {
-                self.log(flags, line);
-            }
-        }
-        self.timers
-            .retain(|_, timer| !matches!(timer, Timer::PauseOver));
-        let pause = self.settings.timing.restart_pause;
-        if self.hold {
-            let seconds = pause.as_secs();
-            self.phase = Phase::Held { seconds };
-            self.ask_release(seconds);
-        } else {
-            self.phase = Phase::Pausing;
-            self.log("", format!("Restart pause, {} second(s)", pause.as_secs()));
-            self.set_timer(pause, Timer::PauseOver);
-        }
-    }
-
-    pub(super) fn exit_on(&mut self, signal: Signal) {
-        if self.phase == Phase::Serving {
-            self.close_tunnel();
-        }
-        let name = signal.name();
-        self.log("I", format!("{name}[hard,] received, process exiting"));
-        // Up to 2.5 a signal in the pause is noticed only by what comes after it.
-        let reason = match self.phase {
-            Phase::Pausing if self.settings.version <= Version::V2_5 => "init_instance",
-            _ => name,
-        };
-        self.enter(&format!("EXITING,{reason},,,,,"));
-        self.ending = Some(Ending::Process);
-    }
+    // ---- end of a run
 
     /// Lets go of every client and of the tunnel. Only announced clients are told of.
-    fn close_tunnel(&mut self) {
+    pub(super) fn close_tunnel(&mut self) {
         let mut cids: Vec<u64> = self.clients.keys().copied().collect();
         cids.sort_unstable();
         for cid in &cids {

@@ -12,6 +12,7 @@ mod lifecycle;
 mod misbehaviour;
 mod pool;
 mod questions;
+mod signals;
 mod status;
 mod text;
 mod traffic;
@@ -34,6 +35,7 @@ use crate::{ClientSpec, ControlError, Misbehaviour, Version};
 use clients::Client;
 use pool::Pool;
 use questions::{Login, Question};
+use signals::{Signal, Thrown};
 
 /// Lines kept by `state` and `echo`, as in OpenVPN.
 const STATE_LINES_KEPT: usize = 100;
@@ -69,39 +71,6 @@ pub(crate) enum Phase {
     Pausing,
     /// Serves clients, or is connected as one.
     Serving,
-}
-
-/// A signal thrown but not yet acted upon: OpenVPN finishes the read first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Signal {
-    Hup,
-    Usr1,
-    Usr2,
-    Term,
-    Int,
-}
-
-impl Signal {
-    fn parse(name: &[u8]) -> Option<Self> {
-        match name {
-            b"SIGHUP" => Some(Self::Hup),
-            b"SIGUSR1" => Some(Self::Usr1),
-            b"SIGUSR2" => Some(Self::Usr2),
-            b"SIGTERM" => Some(Self::Term),
-            b"SIGINT" => Some(Self::Int),
-            _ => None,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Hup => "SIGHUP",
-            Self::Usr1 => "SIGUSR1",
-            Self::Usr2 => "SIGUSR2",
-            Self::Term => "SIGTERM",
-            Self::Int => "SIGINT",
-        }
-    }
 }
 
 /// Lines of one kind in a row, as `mute` counts them.
@@ -216,8 +185,6 @@ enum Flow {
 #[derive(Debug)]
 pub(crate) struct Engine {
     settings: Settings,
-    /// Address of the management interface as log lines print it.
-    address: String,
     random: Random,
     misbehaviours: Vec<Misbehaviour>,
 
@@ -228,8 +195,10 @@ pub(crate) struct Engine {
     /// When the configuration was last read: process start or SIGHUP.
     configured: UnixTime,
     phase: Phase,
-    signal: Option<Signal>,
+    signal: Option<Thrown>,
     ending: Option<Ending>,
+    /// How often it has begun to serve since the engine was made.
+    served: u64,
 
     /// Daemon-wide switches; they outlive sessions.
     hold: bool,
@@ -289,7 +258,6 @@ pub(crate) trait CommandSink {
 impl Engine {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
-            address: String::new(),
             random: Random::new(settings.seed),
             misbehaviours: Vec::new(),
             pid: 0,
@@ -298,6 +266,7 @@ impl Engine {
             phase: Phase::Pausing,
             signal: None,
             ending: None,
+            served: 0,
             hold: settings.hold,
             verb: 3,
             mute: 0,
@@ -340,6 +309,10 @@ impl Engine {
         self.commands
     }
 
+    pub(crate) fn served(&self) -> u64 {
+        self.served
+    }
+
     pub(crate) fn output(&mut self) -> &mut Output {
         &mut self.output
     }
@@ -363,8 +336,8 @@ impl Engine {
 
     // ---- the session
 
-    /// A manager connected; `peer` is how log lines name it.
-    pub(crate) fn attach(&mut self, peer: &str) {
+    /// A manager is there; `peer` is how log lines name one that came by itself.
+    pub(crate) fn attach(&mut self, peer: Option<&str>) {
         let banner = self.misbehaviours.iter().find_map(|wrong| match wrong {
             Misbehaviour::Banner(bytes) => Some(bytes.clone()),
             Misbehaviour::NeverGreets => Some(Vec::new()),
@@ -387,7 +360,9 @@ impl Engine {
         });
         self.output.clear();
         self.flow = None;
-        self.log("", format!("MANAGEMENT: Client connected from {peer}"));
+        if let Some(peer) = peer {
+            self.log("", format!("MANAGEMENT: Client connected from {peer}"));
+        }
         if let Some(banner) = banner {
             self.output.push(&banner);
             return;
@@ -399,13 +374,22 @@ impl Engine {
         }
     }
 
-    /// The manager's connection is gone, whoever ended it.
+    /// The manager's connection is gone, whoever ended it. Some daemons throw a signal for that.
     pub(crate) fn detach(&mut self) {
         if self.session.take().is_some() {
             self.output.clear();
             self.flow = None;
             self.log("", "MANAGEMENT: Client disconnected");
+            self.mind_departure();
         }
+    }
+
+    /// The process is gone, and with it the manager's connection.
+    pub(crate) fn die(&mut self) {
+        self.session = None;
+        self.signal = None;
+        self.output.clear();
+        self.flow = None;
     }
 
     /// Takes what one read of OpenVPN's would take: at most 256 bytes.

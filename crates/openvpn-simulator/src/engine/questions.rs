@@ -3,7 +3,7 @@
 use crate::client_mode::Remote;
 use crate::lexer::atoi;
 
-use super::{Ending, Engine, Phase, Signal};
+use super::{Ending, Engine, Phase, Signal, Thrown};
 
 /// A question, as far as it has been answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -265,12 +265,12 @@ impl Engine {
     }
 
     /// A signal while a password is asked for is the end of the process.
-    pub(super) fn interrupt_question(&mut self, signal: Signal) {
+    pub(super) fn interrupt_question(&mut self, thrown: Thrown) {
         let Some(kind) = self.kind() else {
             // Remotes and proxies can be asked for again.
-            match signal {
-                Signal::Hup | Signal::Usr1 => self.begin_restart(signal, signal.name()),
-                Signal::Usr2 | Signal::Term | Signal::Int => self.exit_on(signal),
+            match thrown.signal {
+                Signal::Hup | Signal::Usr1 => self.begin_restart(thrown.signal, thrown.reason()),
+                Signal::Usr2 | Signal::Term | Signal::Int => self.exit_on(thrown),
             }
             return;
         };
@@ -346,7 +346,7 @@ impl Engine {
         self.enter(&format!(
             "CONNECTED,SUCCESS,{address},{host},{port},,{ipv6}"
         ));
-        self.phase = Phase::Serving;
+        self.serve();
         self.begin_bytecounts();
     }
 

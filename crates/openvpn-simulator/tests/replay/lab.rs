@@ -1,21 +1,40 @@
 //! Processes of a real OpenVPN and the certificates they need.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 use std::{fs, io};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair,
 };
+use tokio::time::{sleep, timeout};
+
+use crate::manager::PATIENCE;
 
 /// A process that does not outlive its test.
-pub(crate) struct Process(Child);
+pub(crate) struct Process(RefCell<Child>);
 
 impl Process {
+    /// Returns once it has ended by itself, well.
+    pub(crate) async fn ended(&self) {
+        let ended = async {
+            loop {
+                if let Some(status) = self.0.borrow_mut().try_wait().unwrap() {
+                    return status;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let status = timeout(PATIENCE, ended).await.expect("the end of openvpn");
+        assert!(status.success(), "{status}");
+    }
+
     /// SIGTERM, from outside.
     pub(crate) fn terminate(&self) {
-        let pid = self.0.id().to_string();
+        let pid = self.0.borrow().id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status();
         assert!(sent.unwrap().success());
     }
@@ -24,8 +43,9 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let child = self.0.get_mut();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 
@@ -40,7 +60,7 @@ pub(crate) fn openvpn(directory: &Path, name: &str, config: &str) -> Process {
         .stdout(log)
         .spawn()
         .expect("openvpn 2.6.14 must be installed");
-    Process(child)
+    Process(RefCell::new(child))
 }
 
 pub(crate) fn free_port() -> io::Result<u16> {

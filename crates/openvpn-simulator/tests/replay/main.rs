@@ -3,21 +3,26 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod compare;
 mod lab;
+mod manager;
 mod parity;
 mod people;
 mod prompts;
 mod real;
 mod script;
 mod setup;
+mod stage;
 mod versions;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use compare::{Comparison, normalise};
+use manager::Manager;
 use openvpn_simulator::{ClientMode, ClientSpec, Daemon, DaemonBuilder, Timing};
-use script::{Comparison, Manager, play};
+use script::play;
 
 fn unix(name: &str) -> (tempfile::TempDir, DaemonBuilder) {
     let directory = tempfile::tempdir().unwrap();
@@ -344,7 +349,7 @@ fn only_times_numbers_and_certificates_are_forgiven() {
             "Updated,Sat Dec  5 01:02:03 2026",
         ),
     ] {
-        assert_eq!(script::normalise(line), script::normalise(other));
+        assert_eq!(normalise(line), normalise(other));
     }
     for (line, other) in [
         ("SUCCESS: hold=0", "SUCCESS: hold=1"),
@@ -356,6 +361,6 @@ fn only_times_numbers_and_certificates_are_forgiven() {
             "Updated,2026-11-20 16:25:43",
         ),
     ] {
-        assert_ne!(script::normalise(line), script::normalise(other));
+        assert_ne!(normalise(line), normalise(other));
     }
 }

@@ -6,68 +6,36 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::compare::Comparison;
 use crate::lab::Pki;
 use crate::people::translate;
-use crate::script::{Comparison, play_at};
+use crate::script::play_sessions;
 use crate::setup::{
-    ASKING, ECHOING, HELD, KILLED, LOCKED, ODD_NAMES, ONE_CLIENT, PASSWORD, PLAIN, RESTARTED, Real,
-    Setup, Simulated, THREE_CLIENTS,
+    ASKING, DIALLING, DIALLING_TCP, ECHOING, HELD, KILLED, LOCKED, MINDING, ODD_NAMES, ONE_CLIENT,
+    PASSWORD, PLAIN, RESTARTED, Setup, THREE_CLIENTS,
 };
+use crate::stage::{Real, Simulated};
 
 /// What becomes of a recording.
 #[derive(Clone, Copy)]
 enum Fate {
-    /// Played to both, which are set up like this.
-    Both(Setup),
     /// Played to the simulated one, by the test of that name: the clients of the recording are not to be had again.
     Alone(&'static str),
     /// Not played.
     Left(&'static str),
 }
-use Fate::{Alone, Both, Left};
+use Fate::{Alone, Left};
 
-const SEVERAL_SESSIONS: &str = "several sessions at once: `managers_wait_in_line` compares these";
-const DIALS: &str = "the daemon dials its manager: a simulated one listens only";
-
-const RECORDINGS: [(&str, Fate); 39] = [
-    ("01-tcp-password-ok", Both(PASSWORD)),
-    ("02-tcp-password-wrong-x3", Both(PASSWORD)),
-    ("03-tcp-password-wrong-then-ok", Both(PASSWORD)),
-    ("04-tcp-password-pipelined-with-commands", Both(PASSWORD)),
-    ("05-tcp-password-partial-compare", Both(PASSWORD)),
-    ("06-help", Both(ECHOING)),
-    ("07-version-pid-misc", Both(ECHOING)),
-    ("08-version-negotiation", Both(ECHOING)),
-    ("09-malformed", Both(PLAIN)),
-    ("10-long-lines", Both(PLAIN)),
-    ("11-status-0-clients", Both(PLAIN)),
-    ("11b-status-0-clients-default-version-1", Both(PASSWORD)),
-    ("12-status-1-client", Both(ONE_CLIENT)),
-    ("13-status-3-clients", Both(THREE_CLIENTS)),
-    ("14-state", Both(PASSWORD)),
+/// Those that are not played to both.
+const OTHERS: [(&str, Fate); 9] = [
     ("15-log", Alone("log_history")),
     (
         "16-bytecount-server",
         Left("traffic of a tunnel; >BYTECOUNT_CLI has tests of its own"),
     ),
-    ("17-kill", Both(THREE_CLIENTS)),
-    ("18-client-kill", Both(KILLED)),
-    ("19-second-client-tcp", Left(SEVERAL_SESSIONS)),
-    ("20-second-client-unix", Left(SEVERAL_SESSIONS)),
-    ("21-weird-common-names", Both(ODD_NAMES)),
-    ("22-exit-and-pipelining", Both(ODD_NAMES)),
     ("30-client-auth-approve-deny", Alone("client_auth")),
-    ("31-client-auth-env-filter", Both(ASKING)),
     ("32-client-pending-auth", Alone("client_connected")),
-    ("40-hold", Both(HELD)),
     ("41-signals", Alone("signals")),
-    ("42-signal-pipelined", Both(RESTARTED)),
-    ("43-management-client-tcp", Left(DIALS)),
-    ("43-management-client-unix", Left(DIALS)),
-    (
-        "45-management-signal",
-        Left("--management-signal: a simulated one has no such option"),
-    ),
     (
         "46-half-open-UNDEF-tcp",
         Left("bare TCP connections to a VPN port: a simulated one has none"),
@@ -76,15 +44,74 @@ const RECORDINGS: [(&str, Fate); 39] = [
         "50-restart-with-client-auth",
         Left("two clients of one server in the order of their handshakes"),
     ),
-    ("51-disconnect-mid-reply", Both(PLAIN)),
-    ("60-server-private-key-password", Both(LOCKED)),
-    ("61-server-private-key-ok", Both(LOCKED)),
     (
         "62-server-fatal",
         Left("a VPN port that is taken: a simulated one has none"),
     ),
     ("63-client-prompts", Alone("client_prompts")),
 ];
+
+/// Makes a test of each group of recordings, which are played in turn to servers that are set up like this.
+macro_rules! recordings {
+    ($($test:ident: [$(($name:literal, $setup:expr)),+ $(,)?])+) => {
+        $(
+            #[tokio::test]
+            async fn $test() {
+                $(play(&recording($name), $name, &$setup).await;)+
+            }
+        )+
+
+        /// All of them, by name.
+        const RECORDINGS: &[&str] = &[$($($name),+),+];
+    };
+}
+
+recordings! {
+    passwords: [
+        ("01-tcp-password-ok", PASSWORD),
+        ("02-tcp-password-wrong-x3", PASSWORD),
+        ("03-tcp-password-wrong-then-ok", PASSWORD),
+        ("04-tcp-password-pipelined-with-commands", PASSWORD),
+        ("05-tcp-password-partial-compare", PASSWORD),
+        ("11b-status-0-clients-default-version-1", PASSWORD),
+        ("14-state", PASSWORD),
+    ]
+    plain_sessions: [
+        ("06-help", ECHOING),
+        ("07-version-pid-misc", ECHOING),
+        ("08-version-negotiation", ECHOING),
+        ("09-malformed", PLAIN),
+        ("10-long-lines", PLAIN),
+        ("11-status-0-clients", PLAIN),
+        ("42-signal-pipelined", RESTARTED),
+        ("51-disconnect-mid-reply", PLAIN),
+    ]
+    several_sessions: [
+        ("19-second-client-tcp", PASSWORD),
+        ("20-second-client-unix", PLAIN),
+    ]
+    holds: [("40-hold", HELD)]
+    private_keys: [
+        ("60-server-private-key-password", LOCKED),
+        ("61-server-private-key-ok", LOCKED),
+    ]
+    daemons_that_mind_their_manager: [
+        ("43-management-client-tcp", DIALLING_TCP),
+        ("43-management-client-unix", DIALLING),
+        ("45-management-signal", MINDING),
+    ]
+    up_to_three_clients: [
+        ("12-status-1-client", ONE_CLIENT),
+        ("13-status-3-clients", THREE_CLIENTS),
+        ("17-kill", THREE_CLIENTS),
+    ]
+    clients_that_are_killed: [("18-client-kill", KILLED)]
+    odd_names: [
+        ("21-weird-common-names", ODD_NAMES),
+        ("22-exit-and-pipelining", ODD_NAMES),
+    ]
+    clients_the_manager_decides_on: [("31-client-auth-env-filter", ASKING)]
+}
 
 /// Neither a time nor a number, and yet each daemon's own: paths, and what a kernel or an OpenSSL has to say.
 const NOISE: &[&str] = &[
@@ -117,43 +144,35 @@ fn recording(name: &str) -> String {
 /// Longest that one recording may take; noise alone would keep a test waiting for ever.
 const SCENARIO_MAX: Duration = Duration::from_secs(90);
 
-/// Plays to both all recordings that want such a server.
-async fn play_all(is_meant: impl Fn(&Setup) -> bool) {
+/// Plays a recording to both, on the same terms.
+async fn play(recording: &str, name: &str, setup: &Setup) {
+    let comparison = Comparison {
+        noise: NOISE,
+        any_order: setup.any_order,
+    };
     let pki = Pki::new();
-    let mut played = 0;
-    for (name, fate) in RECORDINGS {
-        let Both(setup) = fate else {
-            continue;
-        };
-        if !is_meant(&setup) {
-            continue;
-        }
-        let comparison = Comparison {
-            noise: NOISE,
-            any_order: setup.any_order,
-        };
-        let mut transcript = translate(&recording(name));
-        let mut people = Vec::new();
-        for person in setup.clients.iter().chain(setup.guests) {
-            let (resident, settled) = person.settle(transcript);
-            people.push(resident);
-            transcript = settled;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let real = Real::start(&setup, directory.path(), &pki, &people).await;
-        let title = format!("{name}, the real one");
-        let step = async |step: &str| real.carry_out(step).await;
-        let playing = play_at(&real.address, &title, &transcript, comparison, step);
-        timeout(SCENARIO_MAX, playing).await.expect(&title);
-        let simulated = Simulated::start(&setup, directory.path(), &people).await;
-        let title = format!("{name}, the simulated one");
-        let step = async |step: &str| simulated.carry_out(step).await;
-        let address = simulated.daemon.address();
-        let playing = play_at(address, &title, &transcript, comparison, step);
-        timeout(SCENARIO_MAX, playing).await.expect(&title);
-        played += 1;
+    let mut transcript = translate(recording);
+    let mut people = Vec::new();
+    for person in setup.clients.iter().chain(setup.guests) {
+        let (resident, settled) = person.settle(transcript);
+        people.push(resident);
+        transcript = settled;
     }
-    assert!(played > 0);
+    let directory = tempfile::tempdir().unwrap();
+
+    let real = Real::start(setup, directory.path(), &pki, &people).await;
+    let title = format!("{name}, the real one");
+    let enter = async |_: &str| real.enter().await;
+    let step = async |step: &str| real.carry_out(step).await;
+    let playing = play_sessions(&title, &transcript, comparison, enter, step);
+    timeout(SCENARIO_MAX, playing).await.expect(&title);
+
+    let simulated = Simulated::start(setup, directory.path(), &people).await;
+    let title = format!("{name}, the simulated one");
+    let enter = async |_: &str| simulated.enter().await;
+    let step = async |step: &str| simulated.carry_out(step).await;
+    let playing = play_sessions(&title, &transcript, comparison, enter, step);
+    timeout(SCENARIO_MAX, playing).await.expect(&title);
 }
 
 /// A new recording must be played, or be left for a reason.
@@ -165,56 +184,15 @@ fn every_recording_has_its_fate() {
         .filter_map(|name| name.strip_suffix(".txt").map(str::to_owned))
         .collect();
     found.sort();
-    let mut known: Vec<_> = RECORDINGS.iter().map(|(name, _)| *name).collect();
+    let others = OTHERS.iter().map(|(name, _)| name);
+    let mut known: Vec<_> = RECORDINGS.iter().chain(others).copied().collect();
     known.sort_unstable();
     assert_eq!(found, known);
     let tests = include_str!("main.rs");
-    for (name, fate) in RECORDINGS {
+    for (name, fate) in OTHERS {
         match fate {
             Alone(test) => assert!(tests.contains(&format!("async fn {test}()")), "{name}"),
             Left(reason) => assert!(!reason.is_empty(), "{name}"),
-            Both(_) => {}
         }
     }
-}
-
-#[tokio::test]
-async fn passwords() {
-    play_all(|setup| setup.password && setup.clients.is_empty()).await;
-}
-
-#[tokio::test]
-async fn plain_sessions() {
-    play_all(|setup| !setup.password && !setup.hold && !setup.locked && setup.clients.is_empty())
-        .await;
-}
-
-#[tokio::test]
-async fn holds() {
-    play_all(|setup| setup.hold).await;
-}
-
-#[tokio::test]
-async fn private_keys() {
-    play_all(|setup| setup.locked).await;
-}
-
-#[tokio::test]
-async fn up_to_three_clients() {
-    play_all(|setup| setup.password && !setup.clients.is_empty() && !setup.any_order).await;
-}
-
-#[tokio::test]
-async fn clients_that_are_killed() {
-    play_all(|setup| setup.password && setup.any_order).await;
-}
-
-#[tokio::test]
-async fn odd_names() {
-    play_all(|setup| setup.clients.len() == 7).await;
-}
-
-#[tokio::test]
-async fn clients_the_manager_decides_on() {
-    play_all(|setup| setup.client_auth).await;
 }

@@ -2,7 +2,8 @@
 
 use openvpn_simulator::ClientMode;
 
-use crate::script::{Comparison, play};
+use crate::compare::Comparison;
+use crate::script::play;
 use crate::{no_steps, unix};
 
 async fn check(name: &str, client: ClientMode, script: &str) {

@@ -8,8 +8,10 @@ use openvpn_simulator::{Address, ClientSpec, Daemon, Timing};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
+use crate::compare::{normalise, sort_rows};
 use crate::lab::{Pki, Process, free_port, openvpn};
-use crate::script::{Manager, PATIENCE, Step, normalise, parse, sort_rows};
+use crate::manager::{Manager, PATIENCE};
+use crate::script::{Deed, parse};
 
 /// Neither a time nor a number, and yet each daemon's own: what the real one's tunnel, which
 /// goes nowhere, leaves out, and what depends on its traffic.
@@ -184,8 +186,8 @@ async fn until_listening(path: PathBuf) -> Address {
 fn writes(transcript: &str) -> Vec<Vec<u8>> {
     let steps = parse(transcript).into_iter();
     steps
-        .filter_map(|step| match step {
-            Step::Send(bytes) => Some(bytes),
+        .filter_map(|step| match step.deed {
+            Deed::Send(bytes) => Some(bytes),
             _ => None,
         })
         .collect()

@@ -1,22 +1,26 @@
-//! Transcripts: how they are read, played, and compared.
+//! Transcripts: how they are read and played.
 //!
 //! `C: ` a line to send, `C| ` the same without line end, `S: ` a line to expect, `S| ` bytes to
-//! expect without line end, `-- ` connections, `! ` a step of the scenario, `# ` a remark.
+//! expect without line end, `-- ` connections, `! ` a step of the scenario, `# ` a remark. Sessions
+//! beside the first have a name: `C2: `, `S-client: `, `-- 2connected`.
 
-use std::io::ErrorKind;
-use std::time::Duration;
+use std::collections::HashMap;
 
-use openvpn_simulator::{Address, Daemon};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use openvpn_simulator::Daemon;
 use tokio::time::timeout;
 
-/// Longest wait for anything the daemon is to say.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+use crate::compare::Comparison;
+use crate::manager::{Manager, PATIENCE};
 
-/// A step of a transcript.
+/// A step of a transcript, and the session it belongs to; the first has no name.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) struct Step {
+    pub(crate) session: String,
+    pub(crate) deed: Deed,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Deed {
     Connect,
     ServerCloses,
     ClientCloses,
@@ -27,35 +31,63 @@ pub(crate) enum Step {
 }
 
 pub(crate) fn parse(text: &str) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for line in text.lines() {
-        let Some((mark, rest)) = line.split_at_checked(2) else {
+    let mut steps: Vec<Step> = Vec::new();
+    for line in text.lines().filter(|line| line.len() >= 2) {
+        if line.starts_with("# ") {
             continue;
-        };
-        let rest = rest.strip_prefix(' ').unwrap_or(rest);
-        let step = match mark {
-            "C:" => {
-                let mut bytes = unescape(rest);
-                bytes.push(b'\n');
-                Step::Send(bytes)
-            }
-            "C|" => Step::Send(unescape(rest)),
-            "S:" => Step::Expect(rest.to_owned()),
-            "S|" => Step::ExpectUnended(rest.to_owned()),
-            "! " => Step::Scenario(rest.to_owned()),
-            "--" if rest == "connected" => Step::Connect,
-            "--" if rest.starts_with("server closed") => Step::ServerCloses,
-            "--" if rest.starts_with("client closed") => Step::ClientCloses,
-            "# " => continue,
-            _ => panic!("unreadable line: {line}"),
-        };
-        match (steps.last_mut(), step) {
+        }
+        let (session, deed) = parse_line(line).unwrap_or_else(|| panic!("unreadable line: {line}"));
+        match (steps.last_mut(), deed) {
             // Lines with no answer in between went out in one write.
-            (Some(Step::Send(before)), Step::Send(bytes)) => before.extend(bytes),
-            (_, step) => steps.push(step),
+            (
+                Some(Step {
+                    session: before,
+                    deed: Deed::Send(sent),
+                }),
+                Deed::Send(bytes),
+            ) if before == session => sent.extend(bytes),
+            (_, deed) => steps.push(Step {
+                session: session.to_owned(),
+                deed,
+            }),
         }
     }
     steps
+}
+
+/// The session that a line speaks of, and what it says of it.
+fn parse_line(line: &str) -> Option<(&str, Deed)> {
+    if let Some(step) = line.strip_prefix("! ") {
+        return Some(("", Deed::Scenario(step.to_owned())));
+    }
+    if let Some(rest) = line.strip_prefix("-- ") {
+        let ends = [
+            ("connected", Deed::Connect),
+            ("server closed", Deed::ServerCloses),
+            ("client closed", Deed::ClientCloses),
+        ];
+        let mut ends = ends.into_iter();
+        return ends.find_map(|(words, deed)| {
+            let (session, _) = rest.split_once(words)?;
+            Some((session, deed))
+        });
+    }
+    let end = line.find([':', '|'])?;
+    let (who, session) = line[..end].split_at_checked(1)?;
+    let rest = &line[end + 1..];
+    let rest = rest.strip_prefix(' ').unwrap_or(rest);
+    let deed = match (who, &line[end..=end]) {
+        ("C", ":") => {
+            let mut bytes = unescape(rest);
+            bytes.push(b'\n');
+            Deed::Send(bytes)
+        }
+        ("C", _) => Deed::Send(unescape(rest)),
+        ("S", ":") => Deed::Expect(rest.to_owned()),
+        ("S", _) => Deed::ExpectUnended(rest.to_owned()),
+        _ => return None,
+    };
+    Some((session, deed))
 }
 
 /// `<CR>`, `<0xNN>` and `<N x 0xNN>` stand for bytes.
@@ -84,222 +116,6 @@ fn next_escape(text: &str) -> Option<(&str, Vec<u8>, &str)> {
     Some((&text[..start], bytes, &text[end + 1..]))
 }
 
-/// A manager's connection to a simulated daemon.
-pub(crate) struct Manager {
-    stream: Stream,
-    received: Vec<u8>,
-}
-
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Manager {
-    pub(crate) async fn connect(daemon: &Daemon) -> Self {
-        Self::connect_to(daemon.address()).await
-    }
-
-    pub(crate) async fn connect_to(address: &Address) -> Self {
-        let stream = match address {
-            Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await.unwrap()),
-            Address::Tcp(address) => Stream::Tcp(TcpStream::connect(address).await.unwrap()),
-        };
-        Self {
-            stream,
-            received: Vec::new(),
-        }
-    }
-
-    pub(crate) async fn send(&mut self, bytes: &[u8]) {
-        match &mut self.stream {
-            Stream::Unix(stream) => stream.write_all(bytes).await.unwrap(),
-            Stream::Tcp(stream) => stream.write_all(bytes).await.unwrap(),
-        }
-    }
-
-    pub(crate) async fn half_close(&mut self) {
-        match &mut self.stream {
-            Stream::Unix(stream) => stream.shutdown().await.unwrap(),
-            Stream::Tcp(stream) => stream.shutdown().await.unwrap(),
-        }
-    }
-
-    /// The next line without CR and LF; `None` at the end of the connection.
-    pub(crate) async fn line(&mut self) -> Option<String> {
-        loop {
-            if let Some(end) = self.received.windows(2).position(|pair| pair == b"\r\n") {
-                let line: Vec<u8> = self.received.drain(..end + 2).collect();
-                return Some(String::from_utf8_lossy(&line[..end]).into_owned());
-            }
-            if !self.receive().await {
-                assert!(self.received.is_empty(), "cut line: {:?}", self.received);
-                return None;
-            }
-        }
-    }
-
-    /// Waits for bytes without a line end; whatever else there is stays.
-    pub(crate) async fn expect_bytes(&mut self, bytes: &[u8]) {
-        while self.received.len() < bytes.len() {
-            assert!(
-                self.receive().await,
-                "closed before {}",
-                bytes.escape_ascii()
-            );
-        }
-        let received: Vec<u8> = self.received.drain(..bytes.len()).collect();
-        assert_eq!(
-            received.escape_ascii().to_string(),
-            bytes.escape_ascii().to_string()
-        );
-    }
-
-    /// Whether anything more came before the end.
-    async fn receive(&mut self) -> bool {
-        let mut buffer = [0; 16 << 10];
-        let read = match &mut self.stream {
-            Stream::Unix(stream) => timeout(PATIENCE, stream.read(&mut buffer)).await,
-            Stream::Tcp(stream) => timeout(PATIENCE, stream.read(&mut buffer)).await,
-        };
-        let count = match read.expect("the daemon says nothing") {
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => 0,
-            Err(error) => panic!("{error}"),
-        };
-        self.received.extend_from_slice(&buffer[..count]);
-        count > 0
-    }
-}
-
-/// How a time up to 2.4 begins.
-const WEEKDAYS: [&str; 7] = ["Mon ", "Tue ", "Wed ", "Thu ", "Fri ", "Sat ", "Sun "];
-
-/// What may differ between a real daemon's line and ours: times, numbers, certificates.
-pub(crate) fn normalise(line: &str) -> String {
-    for fixed in [
-        ">CLIENT:ENV,tls_serial",
-        ">CLIENT:ENV,tls_digest",
-        ">CLIENT:ENV,tls_id",
-        ">CLIENT:ENV,X509_1",
-    ] {
-        if line.starts_with(fixed) {
-            return line.split('=').next().unwrap_or(line).to_owned();
-        }
-    }
-    let mut normal = String::new();
-    let mut digits = 0;
-    for character in line.chars().chain(['\0']) {
-        if character.is_ascii_digit() {
-            digits += 1;
-            normal.push(character);
-            continue;
-        }
-        if digits >= 4 {
-            normal.truncate(normal.len() - digits);
-            normal.push('#');
-        }
-        digits = 0;
-        normal.push(character);
-    }
-    normal.pop();
-    for (pattern, digits) in [("#-dd-dd dd:dd:dd", 16), ("exit in d second", 16)] {
-        if let Some(start) = find_pattern(&normal, pattern) {
-            normal.replace_range(start..start + digits, "*");
-        }
-    }
-    if let Some(start) = WEEKDAYS.iter().find_map(|day| normal.find(day)) {
-        // `Fri Nov 20 16:26:04 #`; a copy of the year is left of it.
-        let end = normal[start..]
-            .find('#')
-            .map_or(normal.len(), |year| start + year);
-        normal.replace_range(start..end, "");
-    }
-    for device in ["tun-a", "tun-c", "tun-s", "tun-h", "capt1", "capt6"] {
-        normal = normal.replace(device, "tun0");
-    }
-    if let Some(start) = [" tun", "=tun"].iter().find_map(|word| normal.find(word)) {
-        // The kernel numbers them.
-        let number = start + " tun".len();
-        let rest = normal[number..].trim_start_matches(|next: char| next.is_ascii_digit());
-        if rest.len() < normal.len() - number {
-            normal = format!("{}0{rest}", &normal[..number]);
-        }
-    }
-    normal
-}
-
-/// Where `pattern` is, with `d` for a digit.
-fn find_pattern(text: &str, pattern: &str) -> Option<usize> {
-    let matches = |window: &[u8]| {
-        window
-            .iter()
-            .zip(pattern.bytes())
-            .all(|(byte, wanted)| match wanted {
-                b'd' if pattern.starts_with('#') => byte.is_ascii_digit(),
-                b'd' => byte.is_ascii_digit() || *byte == b'd',
-                wanted => *byte == wanted,
-            })
-    };
-    text.as_bytes().windows(pattern.len()).position(matches)
-}
-
-/// Sorts table rows that follow each other: their order is that of a hash table.
-pub(crate) fn sort_rows(lines: &mut [String]) {
-    for rows in lines.split_mut(|line| !is_row(line)) {
-        rows.sort_unstable();
-    }
-}
-
-fn is_row(line: &str) -> bool {
-    /// What else has as many commas as a row of `status 1`; `#` is a time.
-    const OTHERS: [&str; 9] = [
-        ">",
-        "#",
-        "HEADER",
-        "TITLE",
-        "TIME",
-        "Common Name,",
-        "Virtual Address,",
-        "SUCCESS",
-        "ERROR",
-    ];
-    line.starts_with("CLIENT_LIST")
-        || line.starts_with("ROUTING_TABLE")
-        || line.matches(',').count() >= 3 && !OTHERS.iter().any(|other| line.starts_with(other))
-}
-
-/// How a transcript is to be compared.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Comparison {
-    /// Lines with any of these come and go as they like, on both sides.
-    pub(crate) noise: &'static [&'static str],
-    /// Whether lines between two writes may come in any order.
-    pub(crate) any_order: bool,
-}
-
-impl Comparison {
-    fn is_noise(&self, line: &str) -> bool {
-        self.noise.iter().any(|noise| line.contains(noise))
-    }
-
-    fn compare(&self, expected: &[&str], received: &[String], transcript: &str) {
-        let prepare = |lines: Vec<String>| {
-            let mut lines: Vec<String> = lines.iter().map(|line| normalise(line)).collect();
-            sort_rows(&mut lines);
-            if self.any_order {
-                lines.sort_unstable();
-            }
-            lines
-        };
-        let expected = prepare(expected.iter().map(|line| (*line).to_owned()).collect());
-        let received = prepare(received.to_vec());
-        for (expected, received) in expected.iter().zip(&received) {
-            assert_eq!(received, expected, "{transcript}");
-        }
-    }
-}
-
 /// Plays `transcript` against `daemon`; `scenario` carries out its `! ` steps.
 pub(crate) async fn play(
     daemon: &Daemon,
@@ -308,64 +124,94 @@ pub(crate) async fn play(
     comparison: Comparison,
     scenario: impl AsyncFn(&Daemon, &str),
 ) {
+    let connect = async |_: &str| Manager::connect(daemon).await;
     let scenario = async |step: &str| scenario(daemon, step).await;
-    play_at(daemon.address(), name, transcript, comparison, scenario).await;
+    play_sessions(name, transcript, comparison, connect, scenario).await;
 }
 
-/// The same against whatever listens there.
-pub(crate) async fn play_at(
-    address: &Address,
+/// The same against whomever `connect` makes a session of that name with.
+pub(crate) async fn play_sessions(
     name: &str,
     transcript: &str,
     comparison: Comparison,
+    connect: impl AsyncFn(&str) -> Manager,
     scenario: impl AsyncFn(&str),
 ) {
-    let mut manager: Option<Manager> = None;
+    let mut managers: HashMap<&str, Manager> = HashMap::new();
     let steps = parse(transcript);
     let mut steps = steps.iter().peekable();
-    while let Some(step) = steps.next() {
-        if let (Step::Connect, _) = (step, &manager) {
-            manager = Some(Manager::connect_to(address).await);
-            continue;
-        }
-        if step == &Step::ClientCloses {
-            manager = None;
-            continue;
-        }
-        let connected = manager.as_mut().expect("a connected manager");
-        match step {
-            Step::Connect | Step::ClientCloses => {}
-            Step::Send(bytes) => connected.send(bytes).await,
-            Step::Scenario(step) if step == "half-close" => connected.half_close().await,
-            Step::Scenario(step) => scenario(step).await,
-            Step::ExpectUnended(text) => connected.expect_bytes(text.as_bytes()).await,
-            Step::ServerCloses => {
-                while let Some(line) = connected.line().await {
-                    assert!(
-                        comparison.is_noise(&line),
-                        "{name}: unexpected at the end: {line}"
-                    );
-                }
-                manager = None;
+    while let Some(Step { session, deed }) = steps.next() {
+        match deed {
+            Deed::Connect => {
+                managers.insert(session, connect(session).await);
+                continue;
             }
-            Step::Expect(first) => {
+            // The daemon may have done so before.
+            Deed::ClientCloses => {
+                managers.remove(session.as_str());
+                continue;
+            }
+            Deed::Scenario(step) if step != "half-close" => {
+                scenario(step).await;
+                continue;
+            }
+            _ => {}
+        }
+        let manager = managers.get_mut(session.as_str());
+        let manager = manager.unwrap_or_else(|| panic!("{name}: no session '{session}'"));
+        match deed {
+            Deed::Connect | Deed::ClientCloses => {}
+            Deed::Send(bytes) => manager.send(bytes).await,
+            Deed::Scenario(_) => manager.half_close().await,
+            Deed::ExpectUnended(text) => manager.expect_bytes(text.as_bytes()).await,
+            Deed::ServerCloses => {
+                if let Some(line) = next_line(manager, &comparison, name, "the end").await {
+                    panic!("{name}: unexpected at the end: {line}");
+                }
+                managers.remove(session.as_str());
+            }
+            Deed::Expect(first) => {
                 let mut expected = vec![first.as_str()];
-                while let Some(Step::Expect(line)) = steps.peek() {
+                while let Some(Step {
+                    session: next,
+                    deed: Deed::Expect(line),
+                }) = steps.peek()
+                    && next == session
+                {
                     expected.push(line);
                     steps.next();
                 }
                 expected.retain(|line| !comparison.is_noise(line));
                 let mut received = Vec::new();
                 while received.len() < expected.len() {
-                    let Some(line) = connected.line().await else {
-                        panic!("{name}: closed before {:?}", expected[received.len()]);
-                    };
-                    if !comparison.is_noise(&line) {
-                        received.push(line);
+                    let wanted = expected[received.len()];
+                    match next_line(manager, &comparison, name, wanted).await {
+                        Some(line) => received.push(line),
+                        None => panic!("{name}: closed before {wanted}; {received:#?}"),
                     }
                 }
                 comparison.compare(&expected, &received, name);
             }
         }
     }
+}
+
+/// The next line that is no noise, which may not keep it waiting for ever; `None` at the end of
+/// the connection.
+async fn next_line(
+    manager: &mut Manager,
+    comparison: &Comparison,
+    name: &str,
+    wanted: &str,
+) -> Option<String> {
+    let line = async {
+        loop {
+            match manager.line().await {
+                Some(line) if comparison.is_noise(&line) => {}
+                line => return line,
+            }
+        }
+    };
+    let line = timeout(PATIENCE, line).await;
+    line.unwrap_or_else(|_| panic!("{name}: nothing but noise before {wanted}"))
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use openvpn_simulator::{ClientSpec, Daemon, DaemonBuilder, How, Timing, Version};
 use tokio::time::{sleep, timeout};
 
-use crate::script::{Comparison, PATIENCE, play};
+use crate::compare::Comparison;
+use crate::manager::PATIENCE;
+use crate::script::play;
 
 /// What another certificate, another tunnel or another amount of traffic changes. These servers
 /// ran on a tunnel device that was there already, so that they did not say `ASSIGN_IP`.

@@ -1,0 +1,142 @@
+//! What of two daemons' lines must be equal.
+
+/// How a time up to 2.4 begins.
+const WEEKDAYS: [&str; 7] = ["Mon ", "Tue ", "Wed ", "Thu ", "Fri ", "Sat ", "Sun "];
+
+/// What may differ between a real daemon's line and ours: times, numbers, certificates.
+pub(crate) fn normalise(line: &str) -> String {
+    for fixed in [
+        ">CLIENT:ENV,tls_serial",
+        ">CLIENT:ENV,tls_digest",
+        ">CLIENT:ENV,tls_id",
+        ">CLIENT:ENV,X509_1",
+    ] {
+        if line.starts_with(fixed) {
+            return line.split('=').next().unwrap_or(line).to_owned();
+        }
+    }
+    let mut normal = String::new();
+    let mut digits = 0;
+    for character in line.chars().chain(['\0']) {
+        if character.is_ascii_digit() {
+            digits += 1;
+            normal.push(character);
+            continue;
+        }
+        if digits >= 4 {
+            normal.truncate(normal.len() - digits);
+            normal.push('#');
+        }
+        digits = 0;
+        normal.push(character);
+    }
+    normal.pop();
+    for (pattern, digits) in [("#-dd-dd dd:dd:dd", 16), ("exit in d second", 16)] {
+        if let Some(start) = find_pattern(&normal, pattern) {
+            normal.replace_range(start..start + digits, "*");
+        }
+    }
+    if let Some(start) = WEEKDAYS.iter().find_map(|day| normal.find(day)) {
+        // `Fri Nov 20 16:26:04 #`; a copy of the year is left of it.
+        let end = normal[start..]
+            .find('#')
+            .map_or(normal.len(), |year| start + year);
+        normal.replace_range(start..end, "");
+    }
+    for device in ["tun-a", "tun-c", "tun-s", "tun-h", "capt1", "capt6"] {
+        normal = normal.replace(device, "tun0");
+    }
+    if let Some(start) = [" tun", "=tun"].iter().find_map(|word| normal.find(word)) {
+        // The kernel numbers them.
+        let number = start + " tun".len();
+        let rest = normal[number..].trim_start_matches(|next: char| next.is_ascii_digit());
+        if rest.len() < normal.len() - number {
+            normal = format!("{}0{rest}", &normal[..number]);
+        }
+    }
+    normal
+}
+
+/// Where `pattern` is, with `d` for a digit.
+fn find_pattern(text: &str, pattern: &str) -> Option<usize> {
+    let matches = |window: &[u8]| {
+        window
+            .iter()
+            .zip(pattern.bytes())
+            .all(|(byte, wanted)| match wanted {
+                b'd' if pattern.starts_with('#') => byte.is_ascii_digit(),
+                b'd' => byte.is_ascii_digit() || *byte == b'd',
+                wanted => *byte == wanted,
+            })
+    };
+    text.as_bytes().windows(pattern.len()).position(matches)
+}
+
+/// Sorts table rows that follow each other: their order is that of a hash table.
+pub(crate) fn sort_rows(lines: &mut [String]) {
+    for rows in lines.split_mut(|line| !is_row(line)) {
+        rows.sort_unstable();
+    }
+}
+
+fn is_row(line: &str) -> bool {
+    /// What else has as many commas as a row of `status 1`; `#` is a time.
+    const OTHERS: [&str; 9] = [
+        ">",
+        "#",
+        "HEADER",
+        "TITLE",
+        "TIME",
+        "Common Name,",
+        "Virtual Address,",
+        "SUCCESS",
+        "ERROR",
+    ];
+    line.starts_with("CLIENT_LIST")
+        || line.starts_with("ROUTING_TABLE")
+        || line.matches(',').count() >= 3 && !OTHERS.iter().any(|other| line.starts_with(other))
+}
+
+/// Sorts lines, and `>CLIENT:` blocks as if each were one line.
+fn sort_units(lines: Vec<String>) -> Vec<String> {
+    let mut units: Vec<Vec<String>> = Vec::new();
+    for line in lines {
+        match units.last_mut() {
+            Some(block) if line.starts_with(">CLIENT:ENV,") => block.push(line),
+            _ => units.push(vec![line]),
+        }
+    }
+    units.sort_unstable();
+    units.concat()
+}
+
+/// How a transcript is to be compared.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Comparison {
+    /// Lines with any of these come and go as they like, on both sides.
+    pub(crate) noise: &'static [&'static str],
+    /// Whether lines between two writes may come in any order; a `>CLIENT:` block stays whole.
+    pub(crate) any_order: bool,
+}
+
+impl Comparison {
+    pub(crate) fn is_noise(&self, line: &str) -> bool {
+        self.noise.iter().any(|noise| line.contains(noise))
+    }
+
+    pub(crate) fn compare(&self, expected: &[&str], received: &[String], transcript: &str) {
+        let prepare = |lines: Vec<String>| {
+            let mut lines: Vec<String> = lines.iter().map(|line| normalise(line)).collect();
+            sort_rows(&mut lines);
+            if self.any_order {
+                lines = sort_units(lines);
+            }
+            lines
+        };
+        let expected = prepare(expected.iter().map(|line| (*line).to_owned()).collect());
+        let received = prepare(received.to_vec());
+        for (expected, received) in expected.iter().zip(&received) {
+            assert_eq!(received, expected, "{transcript}");
+        }
+    }
+}

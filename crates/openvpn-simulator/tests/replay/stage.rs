@@ -1,0 +1,254 @@
+//! The two that a recording is played to: a real server with its clients, and the same simulated.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use openvpn_simulator::{Address, Daemon, How};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{sleep, timeout};
+
+use crate::lab::{Pki, Process, free_port, free_tcp_port, openvpn};
+use crate::manager::{Manager, PATIENCE, Reception};
+use crate::people::Resident;
+use crate::setup::{PASSWORD_FILE, SERVING, Setup};
+
+/// What somebody's first data packet makes a server log; it is the last of a handshake.
+const DATA_CHANNEL: &str = "Protocol options:";
+
+/// Waits until the real server has logged this so often.
+async fn until_logged(directory: &Path, text: &str, times: usize) {
+    let read = || fs::read_to_string(directory.join("real.log")).unwrap_or_default();
+    let logged = async {
+        while read().matches(text).count() < times {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if timeout(PATIENCE, logged).await.is_err() {
+        panic!("the real openvpn never says '{text}': {}", read());
+    }
+}
+
+/// Where the sessions of a recording begin.
+enum Door {
+    /// The daemon listens.
+    Theirs(Address),
+    /// The daemon dials in.
+    Ours(Reception),
+}
+
+impl Door {
+    /// `name` tells Unix sockets apart.
+    async fn new(setup: &Setup, directory: &Path, name: &str) -> Self {
+        let address = match setup.password {
+            true => {
+                let port = free_tcp_port().unwrap();
+                Address::Tcp(format!("127.0.0.1:{port}").parse().unwrap())
+            }
+            false => Address::Unix(directory.join(format!("{name}.sock"))),
+        };
+        match setup.dials {
+            true => Self::Ours(Reception::open(&address).await),
+            false => Self::Theirs(address),
+        }
+    }
+
+    fn address(&self) -> Address {
+        match self {
+            Self::Theirs(address) => address.clone(),
+            Self::Ours(reception) => reception.address(),
+        }
+    }
+
+    async fn enter(&self) -> Manager {
+        match self {
+            Self::Theirs(address) => Manager::connect_to(address).await,
+            Self::Ours(reception) => reception.accept().await,
+        }
+    }
+}
+
+/// A real server and its clients.
+pub(crate) struct Real<'a> {
+    door: Door,
+    server: Process,
+    port: u16,
+    directory: &'a Path,
+    pki: &'a Pki,
+    people: &'a [Resident],
+    /// Clients that run, or have ended by themselves.
+    clients: RefCell<HashMap<&'static str, Process>>,
+}
+
+impl<'a> Real<'a> {
+    /// The first people connect, one after the other; the others are guests.
+    pub(crate) async fn start(
+        setup: &Setup,
+        directory: &'a Path,
+        pki: &'a Pki,
+        people: &'a [Resident],
+    ) -> Self {
+        let port = free_port().unwrap();
+        let door = Door::new(setup, directory, "real").await;
+        fs::write(directory.join("password"), PASSWORD_FILE).unwrap();
+        let config = setup.config(&door.address(), pki, port);
+        let config = format!("cd {}\n{config}", directory.display());
+        let server = openvpn(directory, "real", &config);
+        until_logged(directory, setup.ready(), 1).await;
+        let real = Self {
+            door,
+            server,
+            port,
+            directory,
+            pki,
+            people,
+            clients: RefCell::default(),
+        };
+        for (number, person) in setup.clients.iter().enumerate() {
+            real.connect(person.name);
+            until_logged(directory, "'PUSH_REPLY,", number + 1).await;
+        }
+        until_logged(directory, DATA_CHANNEL, setup.clients.len()).await;
+        real
+    }
+
+    /// Begins a session.
+    pub(crate) async fn enter(&self) -> Manager {
+        self.door.enter().await
+    }
+
+    fn connect(&self, name: &str) {
+        let resident = find(self.people, name);
+        let client = resident.start(self.directory, self.pki, self.port);
+        let mut clients = self.clients.borrow_mut();
+        clients.insert(resident.person.name, client);
+    }
+
+    /// A step of a scenario.
+    pub(crate) async fn carry_out(&self, step: &str) {
+        match step.split_once(' ') {
+            None if step == "stop" => self.server.terminate(),
+            None if step == "ended" => self.server.ended().await,
+            None if step == "refused" => refused(&self.door.address()).await,
+            Some(("served", times)) => {
+                until_logged(self.directory, SERVING, times.parse().unwrap()).await;
+            }
+            Some(("connect", name)) => self.connect(name),
+            Some(("leave", name)) => {
+                // Before, it does not know how this server wants to be told.
+                let log = self.directory.join(format!("{name}.log"));
+                let is_ready = || {
+                    let log = fs::read_to_string(&log).unwrap_or_default();
+                    let latest = log.rsplit("Peer Connection Initiated").next();
+                    latest.is_some_and(|lines| lines.contains("Initialization Sequence Completed"))
+                };
+                let ready = async {
+                    while !is_ready() {
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                };
+                timeout(PATIENCE, ready).await.expect("a ready client");
+                self.clients.borrow()[name].terminate();
+            }
+            _ => panic!("unknown step {step}"),
+        }
+    }
+}
+
+/// One more connection than the daemon's backlog has room for.
+async fn refused(address: &Address) {
+    /// Nothing comes back to a TCP connect; the kernel would try for minutes.
+    const SILENCE: Duration = Duration::from_millis(300);
+    match address {
+        Address::Unix(path) => {
+            let error = UnixStream::connect(path).await.expect_err("a full backlog");
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        }
+        Address::Tcp(address) => {
+            let connecting = timeout(SILENCE, TcpStream::connect(address)).await;
+            assert!(connecting.is_err(), "{connecting:?}");
+        }
+    }
+}
+
+fn find<'a>(people: &'a [Resident], name: &str) -> &'a Resident {
+    let mut people = people.iter();
+    people
+        .find(|resident| resident.person.name == name)
+        .unwrap_or_else(|| panic!("unknown client {name}"))
+}
+
+/// The same, simulated.
+pub(crate) struct Simulated<'a> {
+    door: Door,
+    daemon: Daemon,
+    people: &'a [Resident],
+}
+
+impl<'a> Simulated<'a> {
+    pub(crate) async fn start(setup: &Setup, directory: &Path, people: &'a [Resident]) -> Self {
+        let door = Door::new(setup, directory, "simulated").await;
+        let daemon = setup.builder(door.address()).start().await.unwrap();
+        let connected = setup.clients.len();
+        for resident in &people[..connected] {
+            daemon.connect(resident.spec()).await.unwrap();
+        }
+        if connected > 0 {
+            let mut manager = Manager::connect(&daemon).await;
+            if setup.password {
+                manager.send(PASSWORD_FILE.as_bytes()).await;
+            }
+            manager.send(b"log on all\n").await;
+            let mut data_channels = 0;
+            while data_channels < connected {
+                let line = manager.line().await.unwrap();
+                data_channels += usize::from(line.contains(DATA_CHANNEL));
+            }
+            drop(manager);
+            daemon.wait_detached().await;
+        }
+        Self {
+            door,
+            daemon,
+            people,
+        }
+    }
+
+    /// Begins a session.
+    pub(crate) async fn enter(&self) -> Manager {
+        self.door.enter().await
+    }
+
+    /// A step of a scenario.
+    pub(crate) async fn carry_out(&self, step: &str) {
+        match step.split_once(' ') {
+            None if step == "stop" => self.daemon.stop().await,
+            None if step == "ended" => {
+                let ended = timeout(PATIENCE, self.daemon.wait_stopped()).await;
+                ended.expect("the end of the simulated daemon");
+            }
+            None if step == "refused" => refused(&self.door.address()).await,
+            Some(("served", times)) => {
+                let served = self.daemon.wait_served(times.parse().unwrap());
+                let served = timeout(PATIENCE, served).await;
+                served.expect("a simulated daemon that serves again");
+            }
+            Some(("connect", name)) => {
+                let spec = find(self.people, name).spec();
+                self.daemon.connect(spec).await.unwrap();
+            }
+            Some(("leave", name)) => {
+                let clients = self.daemon.clients().await.unwrap();
+                let client = clients
+                    .iter()
+                    .find(|client| client.common_name == name.as_bytes() && !client.leaving);
+                let cid = client.unwrap_or_else(|| panic!("{name} is not there")).cid;
+                self.daemon.leave(cid, How::ExitNotify).await.unwrap();
+            }
+            _ => panic!("unknown step {step}"),
+        }
+    }
+}
