@@ -16,7 +16,7 @@ use rusqlite::{OptionalExtension as _, Transaction, named_params};
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
-use super::{State, micros};
+use super::{State, age, micros};
 use crate::status;
 
 /// Calls with a request id. Cheap to clone.
@@ -139,11 +139,11 @@ impl Calls {
             is_sent: false,
             sender,
         };
-        let (row, now) = (call.key.clone(), SystemTime::now());
+        let (row, now, age) = (call.key.clone(), SystemTime::now(), self.0.state.age());
         let begun = self
             .0
             .state
-            .write(move |transaction| begin(transaction, &row, digest, now));
+            .write(move |transaction| begin(transaction, &row, digest, now, age));
         match begun.await.map_err(unavailable)? {
             Begun::New => {}
             Begun::Known(known, _) if known != digest => {
@@ -263,14 +263,17 @@ fn begin(
     [caller, method, request_id]: &Key,
     digest: Digest,
     now: SystemTime,
+    age: i64,
 ) -> rusqlite::Result<Begun> {
-    let oldest = now.checked_sub(ACTION_AGE_MAX).map_or(i64::MIN, micros);
     transaction
         .prepare_cached(
-            "DELETE FROM calls WHERE stage = 2 AND (started < ?1
+            "DELETE FROM calls WHERE stage = 2 AND (age < ?1
                  OR id <= (SELECT max(id) FROM calls) - ?2)",
         )?
-        .execute((oldest, i64::try_from(ACTIONS_MAX).unwrap_or(i64::MAX)))?;
+        .execute((
+            age::oldest(age, ACTION_AGE_MAX),
+            i64::try_from(ACTIONS_MAX).unwrap_or(i64::MAX),
+        ))?;
     let known = transaction
         .prepare_cached(
             "SELECT digest, body FROM calls WHERE caller = ?1 AND method = ?2 AND request_id = ?3",
@@ -292,8 +295,8 @@ fn begin(
     }
     transaction
         .prepare_cached(
-            "INSERT INTO calls (caller, method, request_id, digest, started, stage)
-             VALUES (:caller, :method, :request_id, :digest, :started, 1)",
+            "INSERT INTO calls (caller, method, request_id, digest, started, age, stage)
+             VALUES (:caller, :method, :request_id, :digest, :started, :age, 1)",
         )?
         .execute(named_params! {
             ":caller": caller,
@@ -301,6 +304,7 @@ fn begin(
             ":request_id": request_id,
             ":digest": &digest.0[..],
             ":started": micros(now),
+            ":age": age,
         })?;
     Ok(Begun::New)
 }

@@ -24,7 +24,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, named_params};
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{State, WriteError, generations, micros, time};
+use super::{State, WriteError, age, generations, micros, time};
 use crate::{convert, cursor::Cursors, status};
 
 /// How long outcomes are gathered for one write.
@@ -264,7 +264,8 @@ impl Ledger for Actions {
     fn intend(&self, intent: Intent) -> BoxFuture<'static, Result<(), LedgerError>> {
         let state = self.0.state.clone();
         async move {
-            let intended = state.write(move |transaction| intend(transaction, &intent));
+            let age = state.age();
+            let intended = state.write(move |transaction| intend(transaction, &intent, age));
             match intended.await {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(LedgerError::Known),
@@ -372,14 +373,11 @@ fn unavailable(error: &WriteError) -> LedgerError {
 }
 
 /// Notes an action, and forgets those that are too old or too many; whether its id was free.
-fn intend(transaction: &Transaction<'_>, intent: &Intent) -> rusqlite::Result<bool> {
-    let oldest = intent
-        .started
-        .checked_sub(ACTION_AGE_MAX)
-        .map_or(i64::MIN, micros);
+fn intend(transaction: &Transaction<'_>, intent: &Intent, age: i64) -> rusqlite::Result<bool> {
+    let oldest = age::oldest(age, ACTION_AGE_MAX);
     let before = intent.number.saturating_sub(ACTIONS_MAX as u64);
     transaction
-        .prepare_cached("DELETE FROM actions WHERE stage = 2 AND (started < ?1 OR number <= ?2)")?
+        .prepare_cached("DELETE FROM actions WHERE stage = 2 AND (age < ?1 OR number <= ?2)")?
         .execute([oldest, before.cast_signed()])?;
     let key = [
         intent.caller.as_str(),
@@ -394,8 +392,8 @@ fn intend(transaction: &Transaction<'_>, intent: &Intent) -> rusqlite::Result<bo
         .execute(key)?;
     let added = transaction
         .prepare_cached(
-            "INSERT INTO actions (number, caller, method, request_id, digest, started, stage, targets)
-             VALUES (:number, :caller, :method, :request_id, :digest, :started, :stage, 0)
+            "INSERT INTO actions (number, caller, method, request_id, digest, started, age, stage, targets)
+             VALUES (:number, :caller, :method, :request_id, :digest, :started, :age, :stage, 0)
              ON CONFLICT (caller, method, request_id) DO NOTHING",
         )?
         .execute(named_params! {
@@ -405,6 +403,7 @@ fn intend(transaction: &Transaction<'_>, intent: &Intent) -> rusqlite::Result<bo
             ":request_id": key[2],
             ":digest": &intent.digest.0[..],
             ":started": micros(intent.started),
+            ":age": age,
             ":stage": INTENDED,
         })?;
     Ok(added == 1)

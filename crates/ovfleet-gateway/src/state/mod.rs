@@ -8,6 +8,7 @@
 //! Nothing on the way from a daemon's socket to a stream waits for it. Without a state directory the same tables are
 //! in memory, and answers that depend on them say so.
 
+mod age;
 mod calls;
 mod generations;
 mod health;
@@ -29,6 +30,7 @@ use rusqlite::{Connection, Transaction};
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 pub use self::open::OpenError;
+use self::{age::Clock, health::Health, writer::Writer};
 pub(crate) use self::{
     calls::Calls,
     generations::keep as keep_generations,
@@ -37,7 +39,6 @@ pub(crate) use self::{
     ledger::Actions,
     registry::{Registered, Registry},
 };
-use self::{health::Health, writer::Writer};
 
 /// Reads that are under way at once; further ones wait their turn.
 const READERS_MAX: usize = 4;
@@ -50,6 +51,8 @@ pub(crate) struct State(Arc<Inner>);
 struct Inner {
     writer: Writer,
     health: Arc<Health>,
+    /// By which what is kept grows old.
+    clock: Clock,
     /// `None`: in memory.
     path: Option<PathBuf>,
     /// Where a damaged file went, of which this is the replacement.
@@ -82,23 +85,25 @@ impl State {
     /// Blocks while the file is checked.
     pub(crate) fn open(directory: Option<&Path>) -> Result<Self, OpenError> {
         let path = directory.map(|directory| directory.join(open::FILE_NAME));
-        let (connection, set_aside) = match directory {
+        let in_memory = |error: rusqlite::Error| OpenError::Unusable {
+            path: PathBuf::from(":memory:"),
+            reason: error.to_string(),
+        };
+        let (connection, clock, set_aside) = match directory {
             Some(directory) => {
                 let opened = open::open(directory)?;
-                (opened.connection, opened.set_aside)
+                (opened.connection, opened.clock, opened.set_aside)
             }
             None => {
-                let connection = open::open_memory().map_err(|error| OpenError::Unusable {
-                    path: PathBuf::from(":memory:"),
-                    reason: error.to_string(),
-                })?;
-                (connection, None)
+                let (connection, clock) = open::open_memory().map_err(in_memory)?;
+                (connection, clock, None)
             }
         };
         let health = Arc::new(Health::new(path.clone()));
         Ok(Self(Arc::new(Inner {
             writer: Writer::start(connection, path.clone(), Arc::clone(&health))?,
             health,
+            clock,
             path,
             set_aside,
             permits: Semaphore::new(READERS_MAX),
@@ -127,6 +132,11 @@ impl State {
     /// Why a change would be refused now.
     pub(crate) fn check(&self) -> Result<(), WriteError> {
         self.0.health.check()
+    }
+
+    /// How old it is: what is kept notes this, and is too old by it.
+    fn age(&self) -> i64 {
+        self.0.clock.age()
     }
 
     /// Figures for metrics.

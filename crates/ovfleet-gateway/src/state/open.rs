@@ -8,15 +8,16 @@ use std::{
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::schema;
+use super::{age::Clock, schema};
 
 /// Its name in the state directory.
 pub(crate) const FILE_NAME: &str = "state.db";
 /// Up to this size the whole file is checked at start, and beyond it all but the events, so that a start stays short.
 const CHECKED_BYTES_MAX: u64 = 64 << 20;
 /// Tables that are always checked.
-const CHECKED_TABLES: [&str; 9] = [
+const CHECKED_TABLES: [&str; 10] = [
     "meta",
+    "clock",
     "runs",
     "gaps",
     "classes",
@@ -62,6 +63,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) connection: Connection,
+    pub(super) clock: Clock,
     /// Where a damaged one went, of which this is the replacement.
     pub(super) set_aside: Option<PathBuf>,
 }
@@ -70,8 +72,9 @@ pub(super) struct Opened {
 pub(super) fn open(directory: &Path) -> Result<Opened, OpenError> {
     let path = directory.join(FILE_NAME);
     match open_file(&path) {
-        Ok(connection) => Ok(Opened {
+        Ok((connection, clock)) => Ok(Opened {
             connection,
+            clock,
             set_aside: None,
         }),
         Err(Problem::Refused(error)) => Err(error),
@@ -85,7 +88,7 @@ pub(super) fn open(directory: &Path) -> Result<Opened, OpenError> {
                 "the state was damaged: it is set aside and a new one begun; events, actions, generations and \
                  run-time instances of before are in the old file only"
             );
-            let connection = open_file(&path).map_err(|problem| match problem {
+            let (connection, clock) = open_file(&path).map_err(|problem| match problem {
                 Problem::Refused(error) => error,
                 Problem::Damaged(reason) => OpenError::Unusable {
                     path: path.clone(),
@@ -94,6 +97,7 @@ pub(super) fn open(directory: &Path) -> Result<Opened, OpenError> {
             })?;
             Ok(Opened {
                 connection,
+                clock,
                 set_aside: Some(aside),
             })
         }
@@ -101,10 +105,11 @@ pub(super) fn open(directory: &Path) -> Result<Opened, OpenError> {
 }
 
 /// One that lives as long as the process.
-pub(super) fn open_memory() -> rusqlite::Result<Connection> {
+pub(super) fn open_memory() -> rusqlite::Result<(Connection, Clock)> {
     let mut connection = Connection::open_in_memory()?;
     schema::migrate(&mut connection)?;
-    Ok(connection)
+    let clock = Clock::go_on(&connection)?;
+    Ok((connection, clock))
 }
 
 /// A further connection, for reading.
@@ -129,7 +134,7 @@ enum Problem {
     Damaged(String),
 }
 
-fn open_file(path: &Path) -> Result<Connection, Problem> {
+fn open_file(path: &Path) -> Result<(Connection, Clock), Problem> {
     // An empty file is what a torn one can look like, and SQLite would begin anew in it without a word.
     if fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0) {
         return Err(Problem::Damaged("it is empty".to_owned()));
@@ -155,7 +160,8 @@ fn open_file(path: &Path) -> Result<Connection, Problem> {
         check(&connection, path)?;
     }
     schema::migrate(&mut connection).map_err(at)?;
-    Ok(connection)
+    let clock = Clock::go_on(&connection).map_err(at)?;
+    Ok((connection, clock))
 }
 
 fn set_up(connection: &Connection) -> rusqlite::Result<()> {

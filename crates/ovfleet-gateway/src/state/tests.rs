@@ -154,3 +154,43 @@ async fn what_was_said_of_instances_is_kept_by_name() {
     assert_eq!(put("b", &nothing(), &defined).await, Ok(()));
     assert_eq!(registry.list().await, Ok(vec![("a".to_owned(), paused)]));
 }
+
+/// As if the clock of the machine had been a month behind when everything was written, and was then put right.
+pub(super) async fn put_the_clock_right(state: &State) {
+    let written = state.write(|transaction| {
+        transaction.execute_batch(
+            "UPDATE actions SET started = started - 2592000000000;
+             UPDATE calls SET started = started - 2592000000000;
+             UPDATE events SET observed = observed - 2592000000000;
+             UPDATE gaps SET observed = observed - 2592000000000;",
+        )
+    });
+    written.await.expect("it is written");
+}
+
+/// As if a gateway ran for `hours` without a word. What is open already does not notice.
+pub(super) async fn let_pass(state: &State, hours: i64) {
+    let written = state.write(move |transaction| {
+        transaction.execute("UPDATE clock SET age = age + ?1 * 3600000000", [hours])
+    });
+    written.await.expect("it is written");
+}
+
+/// Fails if a crash makes the state younger than by what is not noted yet, or a restart makes it older.
+#[tokio::test]
+async fn the_state_grows_older_while_somebody_runs_on_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let first = open(directory.path());
+    let age = first.age();
+    assert!(age < 60_000_000, "{age}");
+    let_pass(&first, 3).await;
+    first.close(Duration::from_secs(5)).await;
+    let second = open(directory.path());
+    let grown = second.age() - 3 * 3_600_000_000;
+    assert!((0..60_000_000).contains(&grown), "{grown}");
+    let later = second.age() + 11_000_000;
+    let noting = second.write(move |transaction| age::note(transaction, later));
+    noting.await.expect("it is written");
+    drop(second);
+    assert!(open(directory.path()).age() >= later);
+}

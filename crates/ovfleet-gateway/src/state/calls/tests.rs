@@ -126,3 +126,45 @@ async fn a_repetition_joins_what_is_under_way() {
         (Ok("first".to_owned()), Ok("first".to_owned()))
     );
 }
+
+/// Fails if an id is free again because somebody set the clock, or is not after its day.
+#[tokio::test]
+async fn an_id_is_taken_for_a_day_that_passes() {
+    use crate::state::tests::{let_pass, put_the_clock_right};
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let (state, calls) = open(directory.path()).await;
+    let other = |calls: Calls, id: &'static str| async move {
+        let caller = CallerName::new("bob");
+        let work = async { done("other") };
+        let answer = calls.once(&caller, "SetMute", id, &request(1), work).await;
+        answer.expect("it is done");
+    };
+    assert_eq!(
+        once(&calls, 1, async { done("first") }).await.as_deref(),
+        Ok("first")
+    );
+    put_the_clock_right(&state).await;
+    other(calls.clone(), "a").await;
+    assert_eq!(
+        once(&calls, 1, async { done("second") }).await.as_deref(),
+        Ok("first")
+    );
+
+    let_pass(&state, 23).await;
+    state.close(Duration::from_secs(5)).await;
+    let (state, calls) = open(directory.path()).await;
+    other(calls.clone(), "b").await;
+    assert_eq!(
+        once(&calls, 1, async { done("second") }).await.as_deref(),
+        Ok("first")
+    );
+    let_pass(&state, 2).await;
+    state.close(Duration::from_secs(5)).await;
+    let (_state, calls) = open(directory.path()).await;
+    other(calls.clone(), "c").await;
+    assert_eq!(
+        once(&calls, 1, async { done("second") }).await.as_deref(),
+        Ok("second")
+    );
+}

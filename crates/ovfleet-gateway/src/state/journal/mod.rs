@@ -64,7 +64,8 @@ impl EventStore {
     pub(crate) async fn begin(state: &State, keep: Keep) -> Result<Self, WriteError> {
         let run = RunId::mint();
         let now = SystemTime::now();
-        let beginning = state.write_patiently(move |transaction| begin(transaction, run, now));
+        let age = state.age();
+        let beginning = state.write_patiently(move |transaction| begin(transaction, run, now, age));
         let (sequence, runs) = beginning.await?;
         let start = Position { run, sequence };
         Ok(Self(Arc::new(Inner {
@@ -115,6 +116,7 @@ fn begin(
     transaction: &Transaction<'_>,
     run: RunId,
     now: SystemTime,
+    age: i64,
 ) -> rusqlite::Result<(u64, HashSet<u64>)> {
     let before: Option<(i64, i64, Option<i64>)> = transaction
         .query_row(
@@ -154,7 +156,7 @@ fn begin(
             not_after: Some(now),
             ..row::GapRow::default()
         };
-        row::insert_gap(transaction, &gap, None)?;
+        row::insert_gap(transaction, &gap, None, age)?;
     }
     transaction.execute(
         "DELETE FROM runs WHERE first < (SELECT first FROM runs ORDER BY first DESC LIMIT 1 OFFSET ?1)",

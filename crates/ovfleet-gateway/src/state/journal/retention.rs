@@ -1,7 +1,5 @@
 //! Throws away what is too much or too old, a little at a time.
 
-use std::time::SystemTime;
-
 use openvpn_fleet::EventClass;
 use rusqlite::{OptionalExtension as _, Transaction};
 
@@ -9,7 +7,7 @@ use super::{
     Keep,
     row::{ROW_OVERHEAD, class_number},
 };
-use crate::state::micros;
+use crate::state::age;
 
 /// Share of the bytes that each class may use, in percent, as in memory.
 const SHARES: [(EventClass, u64); 3] = [
@@ -23,12 +21,9 @@ const STEP_MAX: u32 = 2_000;
 const GAPS_MAX: u32 = 20_000;
 
 /// Throws away at most [`STEP_MAX`] events of each class. Gives whether there may be more to throw away.
-pub(super) fn step(
-    transaction: &Transaction<'_>,
-    keep: Keep,
-    now: SystemTime,
-) -> rusqlite::Result<bool> {
-    let oldest = now.checked_sub(keep.age).map_or(i64::MIN, micros);
+pub(super) fn step(transaction: &Transaction<'_>, keep: Keep, age: i64) -> rusqlite::Result<bool> {
+    age::note(transaction, age)?;
+    let oldest = age::oldest(age, keep.age);
     let mut is_more = false;
     for (class, percent) in SHARES {
         let bytes_max = i64::try_from(keep.bytes / 100 * percent).unwrap_or(i64::MAX);
@@ -51,19 +46,21 @@ fn step_of_class(
     let (mut events, mut freed) = (0_u32, 0_i64);
     {
         let mut statement = transaction.prepare_cached(
-            "SELECT sequence, observed, length(wire) FROM events WHERE class = ?1 ORDER BY sequence LIMIT ?2",
+            "SELECT sequence, observed, length(wire), age FROM events WHERE class = ?1 ORDER BY sequence LIMIT ?2",
         )?;
         let mut rows = statement.query((class, STEP_MAX))?;
         while let Some(row) = rows.next()? {
             let (sequence, observed): (i64, i64) = (row.get(0)?, row.get(1)?);
-            if bytes <= bytes_max && observed >= oldest {
+            if bytes <= bytes_max && row.get::<_, i64>(3)? >= oldest {
                 break;
             }
             let weight = row.get::<_, i64>(2)? + ROW_OVERHEAD.cast_signed();
             bytes -= weight;
             freed += weight;
             events += 1;
-            gone = Some((sequence, observed));
+            // Not the last one's: somebody may have set the clock back in between.
+            let latest = gone.map_or(observed, |(_, latest): (_, i64)| latest.max(observed));
+            gone = Some((sequence, latest));
         }
     }
     let Some((through, time)) = gone else {
@@ -74,8 +71,8 @@ fn step_of_class(
         .execute((class, through))?;
     transaction
         .prepare_cached(
-            "UPDATE classes SET events = events - ?2, bytes = bytes - ?3, through = ?4, through_time = ?5,
-                                evicted = evicted + ?2
+            "UPDATE classes SET events = events - ?2, bytes = bytes - ?3, through = ?4,
+                                through_time = max(through_time, ?5), evicted = evicted + ?2
              WHERE class = ?1",
         )?
         .execute((class, events, freed, through, time))?;
@@ -86,7 +83,7 @@ fn expire_gaps(transaction: &Transaction<'_>, oldest: i64) -> rusqlite::Result<(
     let gone: Option<(i64, i64, i64)> = transaction
         .prepare_cached(
             "SELECT id, sequence, observed FROM gaps
-             WHERE observed < ?1 OR id <= (SELECT max(id) FROM gaps) - ?2 ORDER BY id DESC LIMIT 1",
+             WHERE age < ?1 OR id <= (SELECT max(id) FROM gaps) - ?2 ORDER BY id DESC LIMIT 1",
         )?
         .query_row((oldest, GAPS_MAX), |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
@@ -99,7 +96,9 @@ fn expire_gaps(transaction: &Transaction<'_>, oldest: i64) -> rusqlite::Result<(
         .prepare_cached("DELETE FROM gaps WHERE id <= ?1")?
         .execute([id])?;
     transaction
-        .prepare_cached("UPDATE classes SET through = ?1, through_time = ?2 WHERE class = 3")?
+        .prepare_cached(
+            "UPDATE classes SET through = ?1, through_time = max(through_time, ?2) WHERE class = 3",
+        )?
         .execute((through, time))?;
     Ok(())
 }

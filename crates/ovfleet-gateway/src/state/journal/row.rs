@@ -158,15 +158,17 @@ pub(super) fn insert_event(
     transaction: &Transaction<'_>,
     event: &EventRow,
     labels: Option<i64>,
+    age: i64,
 ) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
-            "INSERT INTO events (sequence, observed, class, kind, instance, labels, half_open, wire)
-             VALUES (:sequence, :observed, :class, :kind, :instance, :labels, :half_open, :wire)",
+            "INSERT INTO events (sequence, observed, age, class, kind, instance, labels, half_open, wire)
+             VALUES (:sequence, :observed, :age, :class, :kind, :instance, :labels, :half_open, :wire)",
         )?
         .execute(named_params! {
             ":sequence": event.sequence.cast_signed(),
             ":observed": micros(event.observed),
+            ":age": age,
             ":class": class_number(event.kind.class()),
             ":kind": event.kind.as_str(),
             ":instance": event.instance.as_ref().map(InstanceName::as_str),
@@ -181,17 +183,21 @@ pub(super) fn insert_gap(
     transaction: &Transaction<'_>,
     gap: &GapRow,
     labels: Option<i64>,
+    age: i64,
 ) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
-            "INSERT INTO gaps (sequence, hole, cause, observed, instance, labels, class, count, not_before, not_after)
-             VALUES (:sequence, :hole, :cause, :observed, :instance, :labels, :class, :count, :not_before, :not_after)",
+            "INSERT INTO gaps
+                 (sequence, hole, cause, observed, age, instance, labels, class, count, not_before, not_after)
+             VALUES
+                 (:sequence, :hole, :cause, :observed, :age, :instance, :labels, :class, :count, :not_before, :not_after)",
         )?
         .execute(named_params! {
             ":sequence": gap.sequence.cast_signed(),
             ":hole": gap.hole,
             ":cause": cause_text(gap.cause),
             ":observed": micros(gap.observed),
+            ":age": age,
             ":instance": gap.instance.as_ref().map(InstanceName::as_str),
             ":labels": labels,
             ":class": gap.class.map(class_number),

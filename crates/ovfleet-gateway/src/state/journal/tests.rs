@@ -398,3 +398,49 @@ async fn what_is_too_much_goes_and_is_told() {
     let replaced = on_disk(&store, StoredReader::replaced(), &everything).await;
     assert_eq!(causes(&replaced), [GapCause::JournalReplaced]);
 }
+
+/// Fails if events are thrown away because somebody set the clock, or are not once they are too old, or what was thrown
+/// away is not told to who asks for what happened since a moment.
+#[tokio::test]
+async fn events_grow_old_by_time_that_passes() {
+    use crate::state::tests::{let_pass, put_the_clock_right};
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let keep = Keep {
+        age: Duration::from_hours(24),
+        ..PLENTY
+    };
+    let everything = EventFilter::everything();
+    let began = SystemTime::now();
+    for (hours, expected) in [(0, 10), (23, 20), (2, 20)] {
+        let (state, store) = open(directory.path(), keep).await;
+        let journal = journal(&store, 1_000);
+        journal.append_all((0..10).map(event));
+        flush(&store, &journal).await;
+        let items = on_disk(&store, StoredReader::oldest(), &everything).await;
+        assert_eq!(
+            sequences(&items).len(),
+            expected,
+            "after {hours} hours more"
+        );
+        if hours == 0 {
+            // But for some in the middle: later ones are of a month before.
+            put_the_clock_right(&state).await;
+            let some = state.write(|transaction| {
+                transaction.execute(
+                    "UPDATE events SET observed = observed + 2592000000000 WHERE sequence BETWEEN
+                     (SELECT min(sequence) + 3 FROM events) AND (SELECT max(sequence) - 3 FROM events)",
+                    [],
+                )
+            });
+            assert_eq!(some.await, Ok(4));
+        }
+        let_pass(&state, if hours == 0 { 23 } else { 2 }).await;
+        state.close(Duration::from_secs(5)).await;
+    }
+    let (_state, store) = open(directory.path(), keep).await;
+    let since = store.reader_since(began).await.expect("it is read");
+    let items = on_disk(&store, since, &everything).await;
+    assert_eq!(causes(&items), [GapCause::Compacted]);
+    assert_eq!(sequences(&items).len(), 20);
+}

@@ -103,11 +103,12 @@ impl EventStore {
             });
             let rows: Vec<_> = rows.collect();
             let (through, run, keep) = (next.position(), self.start().run, self.0.keep);
+            let age = self.0.state.age();
             if !rows.is_empty() {
                 let writing = self.0.state.write_patiently(move |transaction| {
-                    insert(transaction, &rows)?;
+                    insert(transaction, &rows, age)?;
                     reserve(transaction, run.0, through.sequence)?;
-                    retention::step(transaction, keep, now)
+                    retention::step(transaction, keep, age)
                 });
                 writing.await?;
             }
@@ -121,9 +122,9 @@ impl EventStore {
 
     /// A quiet journal ages too.
     async fn age(&self) {
-        let keep: Keep = self.0.keep;
+        let (keep, age): (Keep, _) = (self.0.keep, self.0.state.age());
         let aging = self.0.state.write_patiently(move |transaction| {
-            let is_more = retention::step(transaction, keep, SystemTime::now())?;
+            let is_more = retention::step(transaction, keep, age)?;
             // Gives back pages when a good part of the file is free; otherwise they are used again.
             let count = |pragma| transaction.query_row(pragma, [], |row| row.get::<_, i64>(0));
             if count("PRAGMA freelist_count")? > count("PRAGMA page_count")? / 4 {
@@ -144,7 +145,7 @@ enum Taken {
     Gap(GapRow),
 }
 
-fn insert(transaction: &Transaction<'_>, rows: &[Taken]) -> rusqlite::Result<()> {
+fn insert(transaction: &Transaction<'_>, rows: &[Taken], age: i64) -> rusqlite::Result<()> {
     let mut ids = LabelIds::default();
     let mut added = [(0_i64, 0_i64); 3];
     for (index, row) in rows.iter().enumerate() {
@@ -154,14 +155,14 @@ fn insert(transaction: &Transaction<'_>, rows: &[Taken]) -> rusqlite::Result<()>
         match row {
             Taken::Event(event) => {
                 let labels = ids.of(transaction, &event.labels)?;
-                insert_event(transaction, event, labels)?;
+                insert_event(transaction, event, labels, age)?;
                 let (events, bytes) = &mut added[event.kind.class() as usize];
                 *events += 1;
                 *bytes += event.weight().cast_signed();
             }
             Taken::Gap(gap) => {
                 let labels = ids.of(transaction, &gap.labels)?;
-                insert_gap(transaction, gap, labels)?;
+                insert_gap(transaction, gap, labels, age)?;
             }
         }
     }

@@ -171,3 +171,37 @@ async fn an_id_is_taken_by_what_was_sent() {
     assert_eq!(listed.iter().map(|one| one.number).collect::<Vec<_>>(), [2]);
     assert_eq!(actions.list(Some(2), 10).await, Ok(Vec::new()));
 }
+
+/// Fails if an action is forgotten because somebody set the clock, or is not after its day.
+#[tokio::test]
+async fn an_action_is_known_for_a_day_that_passes() {
+    use crate::state::tests::{let_pass, put_the_clock_right};
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let (state, actions) = open(directory.path()).await;
+    let first = action(1, "x", &[Outcome::Confirmed]);
+    actions.intend(intent(1, "x")).await.expect("it is free");
+    actions.plan(first.clone(), 1).await.expect("it is kept");
+    assert!(actions.finish(first).await);
+    put_the_clock_right(&state).await;
+    actions.intend(intent(2, "y")).await.expect("it is free");
+    assert_eq!(
+        actions.intend(intent(3, "x")).await,
+        Err(LedgerError::Known)
+    );
+
+    let mut state = state;
+    for (hours, known) in [(23, true), (2, false)] {
+        let_pass(&state, hours).await;
+        state.close(Duration::from_secs(5)).await;
+        let actions;
+        (state, actions) = open(directory.path()).await;
+        let number = actions.last_action() + 1;
+        let id = format!("other-{hours}");
+        actions
+            .intend(intent(number, &id))
+            .await
+            .expect("it is free");
+        assert_eq!(found(&actions, "x").await.is_some(), known, "{hours}");
+    }
+}
