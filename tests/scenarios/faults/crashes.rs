@@ -1,40 +1,62 @@
 //! A gateway that dies at the worst moments, with actions under way: nothing is sent twice, what
 //! was promised is there, and no stream has a hole that it was not told of.
 
+mod kills;
+mod registry;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::unix::process::ExitStatusExt as _,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use openvpn_simulator::{ClientSpec, Daemon, Timing};
-use ovfleet_proto::v1::{
-    self, ClientFilter, GetActionRequest, KillClientsRequest, KillClientsResponse, KillMode,
-    Outcome,
-};
+use ovfleet_proto::v1::{self, ClientFilter, Condition, KillClientsResponse};
 use ovfleet_tests::{
-    Api, Gateway, GatewayConfig, InstanceConfig,
-    api::{by_name, named, reason, timed},
+    Api, Gateway, GatewayConfig, InstanceConfig, Signal,
+    api::timed,
     poll_until,
     random::{Random, soak},
 };
-use tonic::Code;
+use rusqlite::Connection;
 
+use self::{
+    kills::{Asked, action, outcome, request, settle},
+    registry::Registry,
+};
 use super::streams::{Caller, Carrier, DAEMONS, Said, Wish, note};
 
-/// Where it dies, and how often in a crash's life it passes there at most before it does.
-const POINTS: [(&str, u64); 4] = [
+/// Where it dies, and how often in a life it passes there at most before it does.
+const POINTS: [(&str, u64); 7] = [
     ("action.after_intent", 4),
     ("action.after_send", 4),
     ("action.before_outcome", 4),
     ("journal.in_batch", 12),
+    ("state.registry", 60),
+    ("state.committed", 80),
+    (IN_MIGRATION, 1),
 ];
+/// At a start, on a file that an older version left.
+const IN_MIGRATION: &str = "state.in_migration";
+/// Makes what this version writes into what the one before wrote.
+const ONE_VERSION_BACK: &str = "
+    DROP TABLE clock;
+    DROP INDEX actions_by_age;
+    DROP INDEX calls_by_age;
+    ALTER TABLE events DROP COLUMN age;
+    ALTER TABLE gaps DROP COLUMN age;
+    ALTER TABLE actions DROP COLUMN age;
+    ALTER TABLE calls DROP COLUMN age;
+    CREATE INDEX actions_by_time ON actions (started);
+    PRAGMA user_version = 1;
+";
 /// Kills under way in each life of a gateway.
 const KILLS: usize = 6;
 /// The gateway comes to its failpoint by then.
 const DIES: Duration = Duration::from_secs(20);
-/// Looser than what is promised, 2 s, for machines that are busy; the figure is printed.
-const SERVES: Duration = Duration::from_secs(10);
+/// From its start to the first answer. A tenth of a second is usual.
+const SERVES: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(20);
 
 struct Lab {
@@ -45,16 +67,8 @@ struct Lab {
     received: Vec<BTreeMap<String, u32>>,
     /// Lines that were looked at.
     looked_at: Vec<u64>,
-    _directory: tempfile::TempDir,
-}
-
-/// A kill that was asked for: its id, its only target, and what was answered, if anything was.
-struct Asked {
-    id: String,
-    lane: usize,
-    cid: u64,
-    name: String,
-    answer: Option<KillClientsResponse>,
+    registry: Registry,
+    directory: tempfile::TempDir,
 }
 
 impl Lab {
@@ -82,7 +96,8 @@ impl Lab {
             said: Said::new(std::sync::Mutex::new(vec![Vec::new(); DAEMONS])),
             received: vec![BTreeMap::new(); DAEMONS],
             looked_at: vec![0; DAEMONS],
-            _directory: directory,
+            registry: Registry::new(),
+            directory,
         })
     }
 
@@ -120,25 +135,33 @@ impl Lab {
     }
 
     /// Starts it again with a failpoint armed; it may die of it before it serves.
-    async fn live_until(&mut self, failpoint: &str) -> Result<bool> {
+    async fn start_armed(&mut self, failpoint: &str) -> Result<bool> {
         self.gateway
             .set_environment("OVFLEET_FAILPOINT", Some(failpoint));
         let started = self.gateway.start_again().await;
         self.gateway.set_environment("OVFLEET_FAILPOINT", None);
-        if started.is_err() {
-            let status = self
-                .gateway
-                .wait_ended(Duration::ZERO)
-                .await
-                .context("not up, not dead")?;
-            ensure!(!status.success(), "{status}");
+        if let Err(error) = started {
+            self.has_died().await.context(error)?;
             return Ok(false);
         }
-        let attached = Api::connect(&self.gateway).await;
-        match attached {
-            Ok(mut api) => Ok(api.wait_attached().await.is_ok()),
-            Err(_) => Ok(false),
-        }
+        let Ok(mut api) = Api::connect(&self.gateway).await else {
+            return Ok(false);
+        };
+        Ok(wait_attached(&mut api).await.is_ok())
+    }
+
+    /// It has ended, or is about to, and by its failpoint.
+    async fn has_died(&mut self) -> Result<()> {
+        let status = self.gateway.wait_ended(DIES).await?;
+        let ended_by = status.signal();
+        ensure!(ended_by == Some(Signal::ABORT.as_raw()), "{status}");
+        Ok(())
+    }
+
+    /// Makes its file one that the version before wrote.
+    fn go_one_version_back(&self) -> Result<()> {
+        let file = self.directory.path().join("state/state.db");
+        Ok(Connection::open(file)?.execute_batch(ONE_VERSION_BACK)?)
     }
 
     /// Clients to kill, on all daemons in turn; the gateway knows them all.
@@ -163,19 +186,13 @@ impl Lab {
     }
 }
 
-fn request(asked: &Asked) -> KillClientsRequest {
-    KillClientsRequest {
-        selector: named(&[&format!("sim{}", asked.lane)]),
-        filter: Some(by_name(&asked.name)),
-        mode: KillMode::Halt.into(),
-        request_id: asked.id.clone(),
-        ..Default::default()
+/// Waits for the daemons; what was defined at run time is nowhere.
+async fn wait_attached(api: &mut Api) -> Result<()> {
+    for lane in 0..DAEMONS {
+        let name = format!("sim{lane}");
+        api.wait_condition(&name, Condition::Attached, SOON).await?;
     }
-}
-
-/// What an action says of its one target; none when it had none.
-fn outcome(response: &KillClientsResponse) -> Option<Outcome> {
-    response.results.first().map(|result| result.outcome())
+    Ok(())
 }
 
 /// `kill -9` at every point where it hurts, again and again, on one state.
@@ -200,23 +217,37 @@ async fn a_crash_anywhere_sends_nothing_twice_and_forgets_nothing() -> Result<()
     lab.gateway.kill();
 
     let mut slowest = Duration::ZERO;
+    let mut deaths = BTreeMap::<&str, usize>::new();
     let mut seen = BTreeMap::<(&str, String), usize>::new();
     let mut old: Vec<(String, KillClientsResponse)> = Vec::new();
     for crash in 0..crashes {
         let (point, most) = POINTS[crash % POINTS.len()];
         let failpoint = format!("{point}=abort@{}", 1 + random.below(most));
         let context = || format!("crash {crash}, {failpoint}");
-        let asked = one_life(&mut lab, &mut random, crash, &failpoint)
-            .await
-            .with_context(context)?;
+        let asked = if point == IN_MIGRATION {
+            // With what another death left unfinished.
+            let (point, most) = *random.pick(&POINTS[..POINTS.len() - 1]);
+            let first = format!("{point}=abort@{}", 1 + random.below(most));
+            let asked = one_life(&mut lab, &mut random, crash, &first).await;
+            let asked = asked.with_context(|| format!("crash {crash}, {first}"))?;
+            lab.go_one_version_back().with_context(context)?;
+            let serves = lab.start_armed(&failpoint).await.with_context(context)?;
+            ensure!(!serves, "it served, and nothing had to be migrated");
+            asked
+        } else {
+            let asked = one_life(&mut lab, &mut random, crash, &failpoint).await;
+            asked.with_context(context)?
+        };
+        *deaths.entry(point).or_default() += 1;
 
         let started = Instant::now();
         lab.gateway.start_again().await.with_context(context)?;
+        let mut api = Api::connect(&lab.gateway).await?;
+        lab.registry.check(&mut api).await.with_context(context)?;
         let served = started.elapsed();
         slowest = slowest.max(served);
         ensure!(served <= SERVES, "it served after {served:?}");
-        let mut api = Api::connect(&lab.gateway).await?;
-        api.wait_attached().await.with_context(context)?;
+        wait_attached(&mut api).await.with_context(context)?;
         lab.look().with_context(context)?;
         for asked in &asked {
             let said = settle(&mut lab, &mut api, asked)
@@ -229,30 +260,49 @@ async fn a_crash_anywhere_sends_nothing_twice_and_forgets_nothing() -> Result<()
         }
         lab.look().with_context(context)?;
         // Nothing of before is forgotten.
-        if !old.is_empty() {
+        for _ in 0..old.len().min(3) {
             let (id, answer) = random.pick(&old);
-            let again = action(&mut api, id)
-                .await?
-                .with_context(|| format!("{id} is forgotten"))?;
-            ensure!(
-                outcome(&again) == outcome(answer),
-                "{id}: {answer:#?}, and now {again:#?}"
-            );
+            is_known(&mut api, id, answer).await?;
         }
         caller.finish(&mut api).await.with_context(context)?;
+        if crash + 1 == crashes {
+            for (id, answer) in &old {
+                is_known(&mut api, id, answer).await?;
+            }
+        }
         lab.gateway.kill();
     }
+    let Registry { made, cut, .. } = lab.registry;
     eprintln!(
-        "{crashes} crashes; serving again within {slowest:.1?}; {} gaps told",
-        caller.gaps
+        "{crashes} crashes; serving again within {slowest:.1?}; {} gaps told; {} actions kept; \
+         {made} changes of the registry answered, {} cut off and not there, {} cut off and there",
+        caller.gaps,
+        old.len(),
+        cut[0],
+        cut[1],
     );
+    for (point, _) in POINTS {
+        let died = deaths.get(point).copied().unwrap_or(0);
+        eprintln!("  {point:24} {died}");
+        ensure!(died >= crashes / POINTS.len(), "{point}: {died} deaths");
+    }
     for ((point, outcome), count) in seen {
         eprintln!("  {point:24} {outcome:16} {count}");
     }
+    ensure!(made > crashes && cut[0] + cut[1] > 0, "{made}, {cut:?}");
     Ok(())
 }
 
-/// A gateway's life until its failpoint: kills under way, facts from the daemons.
+/// What was answered once is answered still.
+async fn is_known(api: &mut Api, id: &str, answer: &KillClientsResponse) -> Result<()> {
+    let now = action(api, id).await?;
+    let now = now.with_context(|| format!("{id} is forgotten"))?;
+    let (then, now) = (outcome(answer), outcome(&now));
+    ensure!(then == now, "{id}: {then:?}, and now {now:?}");
+    Ok(())
+}
+
+/// A gateway's life until it dies of its failpoint: kills and changes under way, facts from the daemons.
 async fn one_life(
     lab: &mut Lab,
     random: &mut Random,
@@ -260,10 +310,12 @@ async fn one_life(
     failpoint: &str,
 ) -> Result<Vec<Asked>> {
     let mut asked = Vec::new();
-    if !lab.live_until(failpoint).await? {
+    if !lab.start_armed(failpoint).await? {
+        lab.has_died().await?;
         return Ok(asked);
     }
     let Ok(mut api) = Api::connect(&lab.gateway).await else {
+        lab.has_died().await?;
         return Ok(asked);
     };
     asked = lab.victims(crash).await?;
@@ -282,7 +334,7 @@ async fn one_life(
     });
     let calls = futures_util::future::join_all(calls);
     let talk = async {
-        // Until it dies: what the daemons say keeps its journal busy.
+        // Until it dies: what the daemons say keeps its journal busy, and what is said of instances its registry.
         let died = poll_until("the gateway to die", DIES, async || {
             for (lane, daemon) in lab.daemons.iter().enumerate() {
                 let carrier = *random.pick(&[Carrier::Echo, Carrier::Info, Carrier::Unrecognized]);
@@ -290,105 +342,16 @@ async fn one_life(
                 // It is on nobody's wire when there is no manager: the gap of that time covers it.
                 let _ = daemon.raw(carrier.line(number)).await;
             }
+            lab.registry.change(&api, random).await;
             Ok(lab.gateway.channel().await.is_err().then_some(()))
         });
         died.await
     };
     let (answers, died) = tokio::join!(calls, talk);
-    if died.is_err() {
-        // It never came there: it dies as well, in the middle of something.
-        lab.gateway.kill();
-    }
-    lab.gateway.kill();
+    died?;
+    lab.has_died().await?;
     for (asked, answer) in asked.iter_mut().zip(answers) {
         asked.answer = answer.map(tonic::Response::into_inner);
     }
     Ok(asked)
-}
-
-/// The action of that id, if the gateway knows it.
-async fn action(api: &mut Api, id: &str) -> Result<Option<KillClientsResponse>> {
-    let request = GetActionRequest {
-        request_id: id.to_owned(),
-    };
-    match api.control.get_action(timed(request)).await {
-        Ok(response) => {
-            let action = response.into_inner().action.context("no action")?;
-            ensure!(
-                action.finished_time.is_some(),
-                "unfinished after a restart: {action:#?}"
-            );
-            match action.result {
-                Some(v1::action::Result::KillClients(killed)) => Ok(Some(killed)),
-                other => bail!("{other:?}"),
-            }
-        }
-        Err(status) if status.code() == Code::NotFound => Ok(None),
-        Err(status) => Err(status.into()),
-    }
-}
-
-/// After the crash: asks again with the same id, and compares what is said with what the daemon
-/// has received.
-async fn settle(
-    lab: &mut Lab,
-    api: &mut Api,
-    asked: &Asked,
-) -> Result<(Option<KillClientsResponse>, String)> {
-    let sent_before = lab.was_received(asked);
-    let kept = action(api, &asked.id).await?;
-    if let Some(answer) = &asked.answer {
-        let kept = kept.as_ref().context("answered, and forgotten")?;
-        ensure!(
-            outcome(kept) == outcome(answer),
-            "answered {answer:#?}, and now {kept:#?}"
-        );
-    }
-    let said = kept.as_ref().and_then(outcome);
-    match said {
-        Some(Outcome::Accepted | Outcome::Confirmed) => ensure!(sent_before, "{said:?}, not sent"),
-        Some(Outcome::NotSent | Outcome::Stale) => {
-            ensure!(!sent_before, "{said:?}, and it was sent")
-        }
-        _ => {}
-    }
-    // Only what was never promised may be sent now.
-    let again = match api.kill(request(asked)).await {
-        Ok(again) => again,
-        Err(status) if status.code() == Code::Aborted => {
-            // The id is spent, and it says what became of it.
-            let reason = reason(&status).context("no reason")?;
-            lab.look()?;
-            ensure!(
-                lab.was_received(asked) == sent_before,
-                "sent after all: {status:?}"
-            );
-            let nothing_sent = reason == "NOT_SENT";
-            ensure!(
-                !(nothing_sent && sent_before),
-                "sent, and denied: {status:?}"
-            );
-            ensure!(
-                asked.answer.is_none(),
-                "answered, and forgotten: {status:?}"
-            );
-            return Ok((None, reason));
-        }
-        Err(status) => return Err(status.into()),
-    };
-    lab.look()?;
-    if let Some(kept) = &kept {
-        ensure!(
-            outcome(&again) == outcome(kept),
-            "kept {kept:#?}, and then {again:#?}"
-        );
-        ensure!(lab.was_received(asked) == sent_before, "sent after all");
-    } else {
-        ensure!(!sent_before, "sent, and forgotten");
-    }
-    let label = match (&kept, said) {
-        (None, _) => "never begun".to_owned(),
-        (Some(_), said) => format!("{said:?}"),
-    };
-    Ok((Some(again), label))
 }

@@ -168,6 +168,7 @@ impl Work {
                         // Whoever gave up meanwhile was told that nothing happened.
                         Ok(!job.is_given_up())
                     });
+                    failpoint::hit("state.committed");
                     let failed = self.health.end(began, result.as_ref().err());
                     job.answer(failed);
                 }
