@@ -250,16 +250,40 @@ pub(crate) fn route(origin: Origin<'_>, route: &Route) -> v1::Route {
 pub(crate) fn unreachable(instance: &Instance, now: SystemTime) -> Option<v1::Unreachable> {
     instance.with_table(|table| {
         let status = table.status();
-        (!status.is_attached()).then(|| v1::Unreachable {
-            gateway: instance.gateway().to_string(),
-            instance: instance.name().to_string(),
-            condition: condition(status.condition).into(),
-            age: status
-                .last_observed
-                .map(|seen| duration(now.duration_since(seen).unwrap_or_default())),
-            message: status.reason.clone(),
-        })
+        (!status.is_attached()).then(|| not_seen(instance, status, status.reason.clone(), now))
     })
+}
+
+/// An instance that is attached and did not answer, and `None` for one that is not attached: it is
+/// [`unreachable`] by itself.
+pub(crate) fn unanswered(
+    instance: &Instance,
+    message: String,
+    now: SystemTime,
+) -> Option<v1::Unreachable> {
+    instance.with_table(|table| {
+        let status = table.status();
+        status
+            .is_attached()
+            .then(|| not_seen(instance, status, message, now))
+    })
+}
+
+fn not_seen(
+    instance: &Instance,
+    status: &InstanceStatus,
+    message: String,
+    now: SystemTime,
+) -> v1::Unreachable {
+    v1::Unreachable {
+        gateway: instance.gateway().to_string(),
+        instance: instance.name().to_string(),
+        condition: condition(status.condition).into(),
+        age: status
+            .last_observed
+            .map(|seen| duration(now.duration_since(seen).unwrap_or_default())),
+        message,
+    }
 }
 
 /// A name that was asked for and does not exist.

@@ -152,18 +152,11 @@ impl Seen {
         })
         .collect()
         .await;
-        for (instance, message) in failures {
-            // One that is no longer attached names itself.
-            if instance.with_table(|table| table.status().is_attached()) {
-                self.unreachable.push(v1::Unreachable {
-                    gateway: instance.gateway().to_string(),
-                    instance: instance.name().to_string(),
-                    condition: v1::Condition::Attached.into(),
-                    age: None,
-                    message,
-                });
-            }
-        }
+        let now = SystemTime::now();
+        let unanswered = failures
+            .into_iter()
+            .filter_map(|(instance, message)| row::unanswered(&instance, message, now));
+        self.unreachable.extend(unanswered);
     }
 
     /// Everything that could not be seen, in order of name.
@@ -175,6 +168,8 @@ impl Seen {
             .filter_map(|instance| row::unreachable(instance, now));
         self.unreachable.extend(detached);
         self.unreachable.sort_by(|a, b| a.instance.cmp(&b.instance));
+        // One that did not answer may have been detached since.
+        self.unreachable.dedup_by(|b, a| a.instance == b.instance);
         if require_complete && !self.unreachable.is_empty() {
             return Err(status::incomplete(&self.unreachable));
         }
