@@ -9,7 +9,7 @@ use ovfleet_tests::{
     Api, Client, Gateway, GatewayConfig, InstanceConfig, Management, Proto, Server,
     api::{by_name, named, timed},
     poll_until,
-    status::{Status, StatusRow},
+    status::Status,
 };
 
 /// A new client is known as soon as its daemon says so; this covers a busy machine.
@@ -105,21 +105,6 @@ fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
         .collect()
 }
 
-fn same_client(row: &Row, written: &StatusRow) -> bool {
-    let username = if written.username == b"UNDEF" {
-        &b""[..]
-    } else {
-        &written.username
-    };
-    row.common_name.as_bytes() == written.common_name
-        && row.username.as_bytes() == username
-        && row.real_address == written.real_address
-        && row.virtual_address == written.virtual_address
-        && row.cipher == written.cipher
-        && row.peer_id == Some(written.peer_id)
-        && row.connected_since.map(|since| since.seconds) == Some(written.connected_since)
-}
-
 /// If a column were swapped, a row dropped, merged by name, or taken from the wrong daemon,
 /// the list would differ from what each daemon writes to its own status file.
 #[tokio::test]
@@ -147,7 +132,7 @@ async fn the_list_is_what_the_daemons_write() -> Result<()> {
                         .is_some_and(|r| r.instance == server.name() && r.cid == *cid)
                 })
                 .with_context(|| format!("{first:?} is not listed: {rows:#?}"))?;
-            ensure!(same_client(row, first), "{row:#?} is not {first:#?}");
+            ensure!(first.is_shown_by(row), "{row:#?} is not {first:#?}");
             ensure!(!row.stale && !row.half_open, "{row:?}");
             let received = first.bytes_received..=last.bytes_received;
             let sent = first.bytes_sent..=last.bytes_sent;

@@ -62,6 +62,8 @@ struct Armed {
     /// Bytes that still pass.
     left: u64,
     cut: Cut,
+    /// Connections up to this one are spared.
+    behind: u64,
 }
 
 #[derive(Debug, Default)]
@@ -183,10 +185,21 @@ impl Chaos {
 
     /// Lets so many more bytes pass in `direction`, on whatever connection, and then cuts.
     pub fn arm(&self, direction: Direction, bytes: u64, cut: Cut) {
+        self.arm_behind(0, direction, bytes, cut);
+    }
+
+    /// Closes the present connections, and lets so many bytes of the next one pass.
+    pub fn arm_next(&self, direction: Direction, bytes: u64, cut: Cut) {
+        self.arm_behind(self.connections(), direction, bytes, cut);
+        self.close_all();
+    }
+
+    fn arm_behind(&self, behind: u64, direction: Direction, bytes: u64, cut: Cut) {
         self.shared.plan().armed = Some(Armed {
             direction,
             left: bytes,
             cut,
+            behind,
         });
     }
 
@@ -232,11 +245,11 @@ impl Shared {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many of `length` bytes pass, and what happens behind them.
-    fn pass(&self, direction: Direction, length: usize) -> (usize, Option<Cut>) {
+    /// How many of `length` bytes of connection `number` pass, and what happens behind them.
+    fn pass(&self, number: u64, direction: Direction, length: usize) -> (usize, Option<Cut>) {
         let mut plan = self.plan();
         let (allowed, cut) = match &mut plan.armed {
-            Some(armed) if armed.direction == direction => {
+            Some(armed) if armed.direction == direction && number > armed.behind => {
                 let allowed = usize::try_from(armed.left).map_or(length, |left| left.min(length));
                 armed.left -= allowed as u64;
                 let cut = (armed.left == 0).then_some(armed.cut);
@@ -285,9 +298,18 @@ async fn relay(front: Side, target: &str, number: u64, shared: &Shared) -> Resul
     let (back_read, back_write) = tokio::io::split(back.stream);
     let mut events = shared.events.subscribe();
     let cut = {
-        let mut forward = std::pin::pin!(pump(front_read, back_write, Direction::Forward, shared));
-        let mut backward =
-            std::pin::pin!(pump(back_read, front_write, Direction::Backward, shared));
+        let mut forward = std::pin::pin!(pump(
+            (front_read, back_write),
+            number,
+            Direction::Forward,
+            shared
+        ));
+        let mut backward = std::pin::pin!(pump(
+            (back_read, front_write),
+            number,
+            Direction::Backward,
+            shared
+        ));
         let mut halves = 0;
         loop {
             let cut = tokio::select! {
@@ -321,8 +343,8 @@ async fn relay(front: Side, target: &str, number: u64, shared: &Shared) -> Resul
 
 /// Passes bytes on until the end, or the cut, which it gives.
 async fn pump(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
+    (mut from, mut to): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    number: u64,
     direction: Direction,
     shared: &Shared,
 ) -> Result<Option<Cut>> {
@@ -344,7 +366,7 @@ async fn pump(
             }
         }
         for piece in chunk[..length].chunks(manner.piece.unwrap_or(length)) {
-            let (allowed, cut) = shared.pass(direction, piece.len());
+            let (allowed, cut) = shared.pass(number, direction, piece.len());
             to.write_all(&piece[..allowed]).await?;
             if cut == Some(Cut::HalfClose) {
                 to.shutdown().await?;

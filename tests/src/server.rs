@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::Write as _,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -404,6 +404,25 @@ impl Server {
             .count()
     }
 
+    /// Where the log ends now.
+    #[must_use]
+    pub fn log_end(&self) -> usize {
+        let end = fs::metadata(log_path(&self.directory)).map_or(0, |file| file.len());
+        usize::try_from(end).unwrap_or(usize::MAX)
+    }
+
+    /// How many lines of the log from `start`, a [`log_end`](Self::log_end), on contain `text`. Reads
+    /// only these.
+    #[must_use]
+    pub fn log_count_since(&self, start: usize, text: &str) -> usize {
+        let log = read_from(&log_path(&self.directory), start).unwrap_or_default();
+        let lines = log_lines(&log);
+        let found = lines
+            .iter()
+            .filter(|line| contains(&line.text, text.as_bytes()));
+        found.count()
+    }
+
     /// Waits until the log has at least `count` lines with `text`.
     ///
     /// # Errors
@@ -506,6 +525,14 @@ fn openssl_path(directory: &TempDir) -> PathBuf {
 
 fn log_path(directory: &TempDir) -> PathBuf {
     directory.path().join("log")
+}
+
+fn read_from(path: &Path, start: usize) -> std::io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    file.seek(SeekFrom::Start(start as u64))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The same key, for which OpenSSL wants a password.

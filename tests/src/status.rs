@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
+use ovfleet_proto::v1;
 
 /// A `CLIENT_LIST` row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,25 @@ pub struct StatusRow {
     pub peer_id: u32,
     /// Data channel cipher.
     pub cipher: String,
+}
+
+impl StatusRow {
+    /// Whether `row` shows this client: every column that stays as it is.
+    #[must_use]
+    pub fn is_shown_by(&self, row: &v1::Client) -> bool {
+        let username = match self.username.as_slice() {
+            b"UNDEF" => &[],
+            username => username,
+        };
+        row.r#ref.as_ref().map(|r| r.cid) == Some(self.cid)
+            && row.common_name.as_bytes() == self.common_name
+            && row.username.as_bytes() == username
+            && row.real_address == self.real_address
+            && row.virtual_address == self.virtual_address
+            && row.cipher == self.cipher
+            && row.peer_id == Some(self.peer_id)
+            && row.connected_since.map(|since| since.seconds) == Some(self.connected_since)
+    }
 }
 
 /// A whole status file.

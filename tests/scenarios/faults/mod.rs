@@ -9,6 +9,7 @@ mod cuts;
 mod daemons;
 mod disk;
 mod journal;
+mod lab;
 mod open_files;
 mod panic;
 mod signals;

@@ -1,23 +1,33 @@
 //! Real daemons that are stopped, restarted and killed while they are watched and commanded.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, ensure};
-use ovfleet_proto::v1::{Condition, KillClientsRequest, KillMode, Outcome};
+use anyhow::{Context as _, Result, bail, ensure};
+use futures_util::future::{try_join, try_join_all};
+use ovfleet_proto::v1::{
+    Condition, KillClientsRequest, KillMode, ListClientsRequest, Outcome,
+    control_service_client::ControlServiceClient,
+};
 use ovfleet_tests::{
-    Client, Management, Signal,
+    Api, Management, Signal,
     api::{by_name, named, timed},
     poll_until,
     random::{Random, soak},
 };
 
-use super::cuts::Lab;
+use tonic::transport::Channel;
 
-/// A daemon that was stopped is itself again by then.
-const TRUE_AGAIN: Duration = Duration::from_secs(30);
+use super::lab::Lab;
+
+/// Of calls to a daemon that is stopped.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Who is silent is named by then: it is asked every 10 s, ± 20 %, and has 10 s to answer a status.
+const NAMED: Duration = Duration::from_secs(25);
+/// What a daemon said before it was stopped may be read a little later.
+const IN_THE_PIPE: Duration = Duration::from_secs(1);
 /// Silence of so long is nothing to speak of: a status takes as long on a busy host.
 const UNREMARKABLE: Duration = Duration::from_secs(4);
-const CONNECTS: Duration = Duration::from_secs(30);
 const COMMAND: &str = "MANAGEMENT: CMD 'client-kill";
 
 /// A stopped daemon is named when it matters and not before, loses nobody, and what was tried
@@ -27,65 +37,117 @@ async fn a_stopped_daemon_is_true_again_when_it_goes_on() -> Result<()> {
     let stops = if soak() { &[3, 10, 60][..] } else { &[3, 10] };
     let stop = async |seconds: u64| {
         let mut lab = Lab::start(&format!("stop{seconds}"), Management::Unix).await?;
-        let name = lab.server.name().to_owned();
-        let sessions = lab.api.status(&name).await?.sessions;
-        let stopped = Instant::now();
+        let sessions = lab.status().await?.sessions;
         let for_long = Duration::from_secs(seconds);
         lab.server.signal(Signal::STOP)?;
-        let mut named_after = None;
-        // The length of the stop is the fault: nothing else is waited for.
-        poll_until("the stop to be over", 2 * for_long, async || {
-            let condition = lab.api.status(&name).await?.condition();
-            if condition != Condition::Attached {
-                named_after.get_or_insert(stopped.elapsed());
-            }
-            Ok((stopped.elapsed() >= for_long).then_some(()))
-        })
-        .await?;
+        let stopped = Instant::now();
+        let watching = watch_silence(lab.api.clone(), lab.server.name(), stopped, for_long);
+        let trying = try_meanwhile(lab.api.clone(), lab.server.name(), stopped, for_long);
+        let (named_after, killed) = try_join(watching, trying).await?;
         if for_long <= UNREMARKABLE {
             ensure!(named_after.is_none(), "a false alarm after {named_after:?}");
         }
-        let killed = if seconds > 5 {
-            Some(kill(&mut lab, Duration::from_secs(4)).await?)
-        } else {
-            None
-        };
         lab.server.signal(Signal::CONT)?;
-        lab.server.wait_log("MULTI", 0, TRUE_AGAIN).await?;
         lab.wait_true().await?;
-        ensure!(lab.bystander.is_running()?, "the other was hit");
-        if let Some(outcome) = killed {
-            let victim = lab.victim.is_running()?;
-            ensure!(
-                outcome == Outcome::Unknown || victim,
-                "{outcome:?}, and it is dead"
-            );
-            ensure!(
-                outcome != Outcome::Confirmed,
-                "confirmed by a daemon that was stopped"
-            );
-        }
+        let status = lab.status().await?;
+        // It is the same daemon all the time, and its session is not given up for a silence.
+        ensure!(status.sessions == sessions, "{status:#?}");
+        ensure!(
+            lab.bystander.is_running()? && lab.bystander.connections() == 1,
+            "the other was hit"
+        );
+        ensure!(
+            killed == Outcome::Unknown || lab.victim.is_running()?,
+            "{killed:?}, and it is dead"
+        );
+        ensure!(
+            killed != Outcome::Confirmed,
+            "confirmed by a daemon that was stopped"
+        );
         eprintln!(
-            "stopped for {seconds} s: named after {named_after:.1?}, sessions {sessions} then {}, kill {killed:?}, true again after {:.1?}",
-            lab.api.status(&name).await?.sessions,
+            "stopped for {seconds} s: named after {named_after:.1?}, kill {}, true again after {:.1?}",
+            killed.as_str_name(),
             lab.slowest,
         );
-        Ok::<_, anyhow::Error>(())
+        lab.check_log()
     };
-    futures_util::future::try_join_all(stops.iter().map(|seconds| stop(*seconds))).await?;
+    try_join_all(stops.iter().map(|seconds| stop(*seconds))).await?;
     Ok(())
 }
 
+/// Looks on while the daemon is stopped: nothing is said to have been heard of it, and it is named
+/// in time and from then on. Gives when that was.
+async fn watch_silence(
+    mut api: Api,
+    name: &str,
+    stopped: Instant,
+    for_long: Duration,
+) -> Result<Option<Duration>> {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let mut named_after = None;
+    // The length of the stop is the fault: nothing else is waited for.
+    poll_until("the stop to be over", 2 * for_long, async || {
+        let elapsed = stopped.elapsed();
+        let status = api.status(name).await?;
+        let heard = status.last_observed_time.context("never heard of")?;
+        let heard = Duration::from_secs(u64::try_from(heard.seconds)?);
+        ensure!(heard <= clock + IN_THE_PIPE, "heard of: {status:#?}");
+        match status.condition() {
+            Condition::Attached => {
+                ensure!(named_after.is_none(), "well, while it is stopped");
+                ensure!(elapsed <= NAMED, "not named after {elapsed:?}");
+            }
+            Condition::Unresponsive => {
+                named_after.get_or_insert(elapsed);
+            }
+            _ => bail!("{status:#?}"),
+        }
+        Ok((elapsed >= for_long).then_some(()))
+    })
+    .await?;
+    Ok(named_after)
+}
+
+/// Towards the end of a stop: a list that is to be of now names the daemon and how old its rows
+/// are, and a kill says what became of it. Gives that.
+async fn try_meanwhile(
+    mut api: Api,
+    name: &str,
+    stopped: Instant,
+    for_long: Duration,
+) -> Result<Outcome> {
+    let begin = for_long.saturating_sub(DEADLINE + IN_THE_PIPE);
+    poll_until("the stop to be nearly over", for_long, async || {
+        Ok((stopped.elapsed() >= begin).then_some(()))
+    })
+    .await?;
+    let mut fresh = timed(ListClientsRequest {
+        max_age: Some(prost_types::Duration::default()),
+        ..Default::default()
+    });
+    fresh.set_timeout(DEADLINE);
+    let list = api.fleet.list_clients(fresh);
+    let (list, killed) = tokio::join!(list, kill(&mut api.control, name));
+    let list = list?.into_inner();
+    let [unreachable] = list.unreachable.as_slice() else {
+        bail!("not named: {list:#?}");
+    };
+    let age = Duration::try_from(unreachable.age.context("no age")?)?;
+    ensure!(age + IN_THE_PIPE >= begin, "{list:#?}");
+    ensure!(list.clients.len() == 2, "{list:#?}");
+    killed
+}
+
 /// Kills the victim by name.
-async fn kill(lab: &mut Lab, deadline: Duration) -> Result<Outcome> {
+async fn kill(control: &mut ControlServiceClient<Channel>, name: &str) -> Result<Outcome> {
     let mut request = timed(KillClientsRequest {
-        selector: named(&[lab.server.name()]),
+        selector: named(&[name]),
         filter: Some(by_name("victim")),
         mode: KillMode::Halt.into(),
         ..Default::default()
     });
-    request.set_timeout(deadline);
-    let killed = lab.api.control.kill_clients(request).await?.into_inner();
+    request.set_timeout(DEADLINE);
+    let killed = control.kill_clients(request).await?.into_inner();
     let outcome = killed.results.first().map(|result| result.outcome());
     Ok(outcome.unwrap_or(Outcome::NotSent))
 }
@@ -100,7 +162,7 @@ async fn kills_in_a_storm_of_signals_hit_nobody_else() -> Result<()> {
     let mut outcomes = Vec::new();
     for round in 0..rounds {
         let context = || format!("round {round}, after {outcomes:?}");
-        let sent = lab.server.log_count(COMMAND);
+        let log = lab.server.log_end();
         let (signals, pause) = (1 + random.below(3), random.below(20));
         let mut api = lab.api.clone();
         let request = KillClientsRequest {
@@ -130,12 +192,10 @@ async fn kills_in_a_storm_of_signals_hit_nobody_else() -> Result<()> {
             }
             Ok::<_, anyhow::Error>(())
         };
-        let (killed, ()) = futures_util::future::try_join(killing, storm)
-            .await
-            .with_context(context)?;
+        let (killed, ()) = try_join(killing, storm).await.with_context(context)?;
         let outcome = killed.results.first().map(|result| result.outcome());
         ensure!(
-            lab.server.log_count(COMMAND) <= sent + 1,
+            lab.server.log_count_since(log, COMMAND) <= 1,
             "sent twice: {killed:#?}"
         );
         ensure!(
@@ -149,22 +209,26 @@ async fn kills_in_a_storm_of_signals_hit_nobody_else() -> Result<()> {
             );
         }
         let context = || format!("round {round}, {killed:#?}");
-        if !lab.victim.is_running()? {
-            lab.victim = Client::builder(&lab.server, "victim").start()?;
-        }
-        poll_until("both to be back", CONNECTS, async || {
-            let rows = lab.server.status().await?.clients;
-            let back = |name: &[u8]| rows.values().any(|row| row.common_name == name);
-            Ok((rows.len() == 2 && back(b"victim") && back(b"bystander")).then_some(()))
-        })
-        .await
-        .with_context(context)?;
-        lab.wait_true().await.with_context(context)?;
+        lab.revive().await.with_context(context)?;
+        ensure!(
+            lab.bystander.is_running()?,
+            "the other was hit: {killed:#?}"
+        );
         outcomes.push(outcome);
     }
+    let with = |wanted: Option<Outcome>| {
+        let of_these = outcomes.iter().filter(|outcome| **outcome == wanted);
+        of_these.count()
+    };
     eprintln!(
-        "{rounds} storms: {outcomes:?}; true within {:.1?}",
+        "{rounds} storms: {} confirmed, {} accepted, {} stale, {} unknown, {} found no client, \
+         nobody else hit; true within {:.1?}",
+        with(Some(Outcome::Confirmed)),
+        with(Some(Outcome::Accepted)),
+        with(Some(Outcome::Stale)),
+        with(Some(Outcome::Unknown)),
+        with(None),
         lab.slowest
     );
-    Ok(())
+    lab.check_log()
 }
