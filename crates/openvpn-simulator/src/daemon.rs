@@ -188,7 +188,16 @@ impl Daemon {
     /// # Errors
     /// [`ControlError::Stopped`], [`ControlError::NotServing`].
     pub async fn half_open(&self) -> Result<u64, ControlError> {
-        self.call(Owner::half_open).await?
+        self.call(|owner| owner.half_open(None)).await?
+    }
+
+    /// The same from that address.
+    ///
+    /// # Errors
+    /// Those of [`Daemon::half_open`].
+    pub async fn half_open_from(&self, address: SocketAddr) -> Result<u64, ControlError> {
+        self.call(move |owner| owner.half_open(Some(address)))
+            .await?
     }
 
     /// Completes the handshake of a half-open client.
@@ -261,6 +270,14 @@ impl Daemon {
     /// [`ControlError::Stopped`].
     pub async fn clients(&self) -> Result<Vec<ClientState>, ControlError> {
         self.call(Owner::clients).await?
+    }
+
+    /// The log lines it keeps, oldest first, as `log all` gives them.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopped`].
+    pub async fn log_lines(&self) -> Result<Vec<Vec<u8>>, ControlError> {
+        self.call(Owner::log_lines).await?
     }
 
     /// Sends the process a restart signal, as `kill -USR1` would.

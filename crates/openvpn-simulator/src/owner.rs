@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -432,8 +433,8 @@ impl Owner {
         self.running()?.1.connect(client)
     }
 
-    pub(crate) fn half_open(&mut self) -> Result<u64, ControlError> {
-        self.running()?.1.half_open()
+    pub(crate) fn half_open(&mut self, from: Option<SocketAddr>) -> Result<u64, ControlError> {
+        self.running()?.1.half_open(from)
     }
 
     pub(crate) fn complete(&mut self, cid: u64, client: ClientSpec) -> Result<(), ControlError> {
@@ -472,6 +473,10 @@ impl Owner {
 
     pub(crate) fn clients(&mut self) -> Result<Vec<ClientState>, ControlError> {
         Ok(self.running()?.1.clients())
+    }
+
+    pub(crate) fn log_lines(&mut self) -> Result<Vec<Vec<u8>>, ControlError> {
+        Ok(self.running()?.1.log_lines())
     }
 
     pub(crate) fn restart(&mut self, signal: RestartSignal) -> Result<(), ControlError> {

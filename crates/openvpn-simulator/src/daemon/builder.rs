@@ -68,6 +68,8 @@ pub(crate) struct Settings {
     pub(crate) prefix_length: u8,
     pub(crate) network_ipv6: Option<Ipv6Addr>,
     pub(crate) port: u16,
+    pub(crate) port_taken: bool,
+    pub(crate) tcp: bool,
     pub(crate) dual_stack: bool,
     pub(crate) timing: Timing,
 }
@@ -105,6 +107,8 @@ impl DaemonBuilder {
                 prefix_length: 16,
                 network_ipv6: None,
                 port: 1194,
+                port_taken: false,
+                tcp: false,
                 dual_stack: false,
                 timing: Timing::default(),
             },
@@ -240,10 +244,24 @@ impl DaemonBuilder {
         self
     }
 
-    /// UDP port the daemon claims to serve; 1194 unless set.
+    /// Port the daemon claims to serve; 1194 unless set.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.settings.port = port;
+        self
+    }
+
+    /// Some other process has that port: the daemon dies of it when it begins to serve.
+    #[must_use]
+    pub fn port_taken(mut self) -> Self {
+        self.settings.port_taken = true;
+        self
+    }
+
+    /// Serves its clients over TCP, which shows in its log (`--proto tcp4-server`).
+    #[must_use]
+    pub fn over_tcp(mut self) -> Self {
+        self.settings.tcp = true;
         self
     }
 

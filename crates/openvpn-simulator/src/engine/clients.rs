@@ -122,8 +122,10 @@ impl Engine {
         Ok(cid)
     }
 
-    pub(crate) fn half_open(&mut self) -> Result<u64, ControlError> {
-        let cid = self.begin(ClientSpec::new("").stays_away())?;
+    pub(crate) fn half_open(&mut self, from: Option<SocketAddr>) -> Result<u64, ControlError> {
+        let mut spec = ClientSpec::new("").stays_away();
+        spec.real_address = from;
+        let cid = self.begin(spec)?;
         let window = self.settings.timing.hand_window;
         self.set_timer(window, Timer::HandWindow(cid));
         Ok(cid)
@@ -208,7 +210,19 @@ impl Engine {
         if let Some(reused) = self.clients.insert(cid, client) {
             self.give_back(&reused);
         }
+        if self.settings.tcp {
+            let address = print_family_address(real_address);
+            self.latest = None;
+            self.log("I", format!("TCP connection established with {address}"));
+            self.latest = Some(cid);
+        }
         Ok(cid)
+    }
+
+    /// What a server on TCP leaves before its log lines.
+    pub(super) fn stuck_prefix(&self) -> Option<Vec<u8>> {
+        let client = self.clients.get(&self.latest?)?;
+        Some([&client.log_prefix()[..], b" "].concat())
     }
 
     /// The handshake of a client that is taken in: to the manager's question, or through.

@@ -7,7 +7,7 @@ use crate::clock::UnixTime;
 
 use super::env::Occasion;
 use super::questions::Login;
-use super::{Engine, Phase, Timer, text};
+use super::{Ending, Engine, Phase, Timer, text};
 
 /// Name of the tunnel device.
 pub(super) const DEVICE: &str = "tun0";
@@ -92,12 +92,27 @@ impl Engine {
             self.log("I", format!("net_addr_v6_add: {ipv6}/64 dev {DEVICE}"));
         }
         let port = self.settings.port;
+        let local = format!("[AF_INET][undef]:{port}");
         self.log("", "Socket Buffers: R=[212992->212992] S=[212992->212992]");
-        self.log(
-            "I",
-            format!("UDPv4 link local (bound): [AF_INET][undef]:{port}"),
-        );
-        self.log("I", "UDPv4 link remote: [AF_UNSPEC]");
+        if self.settings.port_taken {
+            self.die_of(&format!(
+                "TCP/UDP: Socket bind failed on local address {local}: Address already in use \
+                 (errno=98)"
+            ));
+            return;
+        }
+        let protocol = match self.settings.tcp {
+            true => {
+                self.log(
+                    "I",
+                    format!("Listening for incoming TCP connection on {local}"),
+                );
+                "TCPv4_SERVER"
+            }
+            false => "UDPv4",
+        };
+        self.log("I", format!("{protocol} link local (bound): {local}"));
+        self.log("I", format!("{protocol} link remote: [AF_UNSPEC]"));
         self.log("", "MULTI: multi_init called, r=256 v=256");
         let size = self.pool.size;
         let base = self.pool.address(0);
@@ -114,6 +129,9 @@ impl Engine {
                      limits the number of clients that can be served from the pool"
                 ),
             );
+        }
+        if self.settings.tcp {
+            self.log("", "MULTI: TCP INIT maxclients=1024 maxevents=1029");
         }
         self.log("I", "Initialization Sequence Completed");
         self.enter(&format!("CONNECTED,SUCCESS,{tunnel}"));
@@ -148,6 +166,13 @@ impl Engine {
 
     // ---- end of a run
 
+    /// Ends the process because of an error, which is the last that the manager is told.
+    pub(super) fn die_of(&mut self, cause: &str) {
+        self.log("F", cause);
+        self.say(format_args!(">FATAL:{cause}"));
+        self.ending = Some(Ending::Process);
+    }
+
     /// Lets go of every client and of the tunnel. Only announced clients are told of.
     pub(super) fn close_tunnel(&mut self) {
         let mut cids: Vec<u64> = self.clients.keys().copied().collect();
@@ -178,6 +203,7 @@ impl Engine {
     /// Empties the client tables; CIDs begin again at 0.
     fn drop_clients(&mut self) {
         self.clients.clear();
+        self.latest = None;
         self.pool.clear();
         self.next_cid = 0;
         self.timers.retain(|_, timer| match timer {

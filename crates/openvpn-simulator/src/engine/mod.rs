@@ -230,6 +230,9 @@ pub(crate) struct Engine {
 
     clients: Clients,
     next_cid: u64,
+    /// The latest client, whose name a server on TCP begins all its log lines with as long as it
+    /// is there.
+    latest: Option<u64>,
     pool: Pool,
     /// Link bytes of all clients since the process started.
     bytes_received: u64,
@@ -286,6 +289,7 @@ impl Engine {
             echoes: History::new(STATE_LINES_KEPT),
             clients: Clients::default(),
             next_cid: 0,
+            latest: None,
             pool: Pool::new(&settings),
             bytes_received: 0,
             bytes_sent: 0,
@@ -561,15 +565,21 @@ impl Engine {
     /// Adds a line to the log: history, and the manager if it asked for it.
     fn log(&mut self, flags: &str, text: impl AsRef<[u8]>) {
         // Roughly OpenVPN's levels: what carries a flag of its own is seen at verb 1 already.
-        let level = if matches!(flags, "I" | "N" | "W") {
+        let level = if matches!(flags, "I" | "N" | "W" | "F") {
             1
         } else {
             3
         };
-        if self.verb < level || self.mutes(text.as_ref()) {
+        let text = text.as_ref();
+        if self.verb < level || self.mutes(text) {
             return;
         }
-        self.write_log(flags, text.as_ref());
+        match self.stuck_prefix() {
+            Some(prefix) if !text.starts_with(&prefix) => {
+                self.write_log(flags, &[&prefix, text].concat());
+            }
+            _ => self.write_log(flags, text),
+        }
     }
 
     /// Whether `mute` leaves the line out. OpenVPN asks itself up to three times before it writes a line, and counts each
@@ -606,6 +616,10 @@ impl Engine {
         if self.session.as_ref().is_some_and(|session| session.log) {
             self.say_bytes(&[b">LOG:", &line]);
         }
+    }
+
+    pub(crate) fn log_lines(&self) -> Vec<Vec<u8>> {
+        self.logs.last(None).map(<[u8]>::to_vec).collect()
     }
 
     /// Enters a state: history, and the manager if it asked for it.

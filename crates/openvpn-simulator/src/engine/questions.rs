@@ -3,7 +3,7 @@
 use crate::client_mode::Remote;
 use crate::lexer::atoi;
 
-use super::{Ending, Engine, Phase, Signal, Thrown};
+use super::{Engine, Phase, Signal, Thrown};
 
 /// A question, as far as it has been answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -274,11 +274,9 @@ impl Engine {
             }
             return;
         };
-        self.say(format_args!(
-            ">FATAL:ERROR: could not read {kind} username/password/ok/string from management \
-             interface"
+        self.die_of(&format!(
+            "ERROR: could not read {kind} username/password/ok/string from management interface"
         ));
-        self.ending = Some(Ending::Process);
     }
 
     // ---- the client's own connection

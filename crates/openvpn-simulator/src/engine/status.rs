@@ -26,14 +26,9 @@ impl Engine {
             0 => i32::from(self.settings.status_version),
             version => version,
         };
-        let lines = match version {
-            1 => self.status_1(),
-            2 => self.status_2(b","),
-            3 => self.status_2(b"\t"),
-            _ => {
-                self.say("ERROR: bad status format version number");
-                return;
-            }
+        let Some(lines) = self.status_lines(version) else {
+            self.say("ERROR: bad status format version number");
+            return;
         };
         for line in &lines {
             self.output.push(line);
@@ -57,9 +52,19 @@ impl Engine {
         self.say_end();
     }
 
-    /// SIGUSR2: format 1 in the log.
+    fn status_lines(&mut self, version: i32) -> Option<Lines> {
+        match version {
+            1 => Some(self.status_1()),
+            2 => Some(self.status_2(b",")),
+            3 => Some(self.status_2(b"\t")),
+            _ => None,
+        }
+    }
+
+    /// SIGUSR2: the status in the log, in the format of `status`.
     pub(super) fn log_status(&mut self) {
-        for line in self.status_1() {
+        let version = i32::from(self.settings.status_version);
+        for line in self.status_lines(version).unwrap_or_default() {
             self.log("I", line);
         }
         self.log("I", "END");

@@ -43,7 +43,9 @@ pub(crate) fn normalise(line: &str) -> String {
             .map_or(normal.len(), |year| start + year);
         normal.replace_range(start..end, "");
     }
-    for device in ["tun-a", "tun-c", "tun-s", "tun-h", "capt1", "capt6"] {
+    for device in [
+        "tun-a", "tun-c", "tun-s", "tun-h", "tun-g1", "capt1", "capt6",
+    ] {
         normal = normal.replace(device, "tun0");
     }
     if let Some(start) = [" tun", "=tun"].iter().find_map(|word| normal.find(word)) {
@@ -80,6 +82,10 @@ pub(crate) fn sort_rows(lines: &mut [String]) {
 }
 
 fn is_row(line: &str) -> bool {
+    if let Some(line) = line.strip_prefix(">LOG:") {
+        // SIGUSR2 puts a status there; its rows end with a time.
+        return line.matches(',').count() >= 5 && line.ends_with('*');
+    }
     /// What else has as many commas as a row of `status 1`; `#` is a time.
     const OTHERS: [&str; 9] = [
         ">",
@@ -115,13 +121,16 @@ fn sort_units(lines: Vec<String>) -> Vec<String> {
 pub(crate) struct Comparison {
     /// Lines with any of these come and go as they like, on both sides.
     pub(crate) noise: &'static [&'static str],
+    /// The same.
+    pub(crate) more_noise: &'static [&'static str],
     /// Whether lines between two writes may come in any order; a `>CLIENT:` block stays whole.
     pub(crate) any_order: bool,
 }
 
 impl Comparison {
     pub(crate) fn is_noise(&self, line: &str) -> bool {
-        self.noise.iter().any(|noise| line.contains(noise))
+        let noise = self.noise.iter().chain(self.more_noise);
+        noise.into_iter().any(|noise| line.contains(noise))
     }
 
     pub(crate) fn compare(&self, expected: &[&str], received: &[String], transcript: &str) {

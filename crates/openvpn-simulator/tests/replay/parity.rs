@@ -11,8 +11,9 @@ use crate::lab::Pki;
 use crate::people::translate;
 use crate::script::play_sessions;
 use crate::setup::{
-    ASKING, DIALLING, DIALLING_TCP, ECHOING, HELD, KILLED, LOCKED, MINDING, ODD_NAMES, ONE_CLIENT,
-    PASSWORD, PLAIN, RESTARTED, Setup, THREE_CLIENTS,
+    ASKING, ASKING_AGAIN, DIALLING, DIALLING_TCP, ECHOING, HELD, KILLED, LOCKED, LOGGED, MINDING,
+    ODD_NAMES, ONE_CLIENT, OVER_TCP, PASSWORD, PLAIN, RESTARTED, SIGNALLED, Setup, THREE_CLIENTS,
+    TOO_LATE,
 };
 use crate::stage::{Real, Simulated};
 
@@ -27,27 +28,13 @@ enum Fate {
 use Fate::{Alone, Left};
 
 /// Those that are not played to both.
-const OTHERS: [(&str, Fate); 9] = [
-    ("15-log", Alone("log_history")),
+const OTHERS: [(&str, Fate); 4] = [
     (
         "16-bytecount-server",
         Left("traffic of a tunnel; >BYTECOUNT_CLI has tests of its own"),
     ),
     ("30-client-auth-approve-deny", Alone("client_auth")),
     ("32-client-pending-auth", Alone("client_connected")),
-    ("41-signals", Alone("signals")),
-    (
-        "46-half-open-UNDEF-tcp",
-        Left("bare TCP connections to a VPN port: a simulated one has none"),
-    ),
-    (
-        "50-restart-with-client-auth",
-        Left("two clients of one server in the order of their handshakes"),
-    ),
-    (
-        "62-server-fatal",
-        Left("a VPN port that is taken: a simulated one has none"),
-    ),
     ("63-client-prompts", Alone("client_prompts")),
 ];
 
@@ -90,7 +77,13 @@ recordings! {
         ("19-second-client-tcp", PASSWORD),
         ("20-second-client-unix", PLAIN),
     ]
-    holds: [("40-hold", HELD)]
+    logs: [("15-log", LOGGED)]
+    holds: [
+        ("40-hold", HELD),
+        ("62-server-fatal", TOO_LATE),
+    ]
+    signals: [("41-signals", SIGNALLED)]
+    half_open_clients: [("46-half-open-UNDEF-tcp", OVER_TCP)]
     private_keys: [
         ("60-server-private-key-password", LOCKED),
         ("61-server-private-key-ok", LOCKED),
@@ -110,7 +103,10 @@ recordings! {
         ("21-weird-common-names", ODD_NAMES),
         ("22-exit-and-pipelining", ODD_NAMES),
     ]
-    clients_the_manager_decides_on: [("31-client-auth-env-filter", ASKING)]
+    clients_the_manager_decides_on: [
+        ("31-client-auth-env-filter", ASKING),
+        ("50-restart-with-client-auth", ASKING_AGAIN),
+    ]
 }
 
 /// Neither a time nor a number, and yet each daemon's own: paths, and what a kernel or an OpenSSL has to say.
@@ -148,6 +144,7 @@ const SCENARIO_MAX: Duration = Duration::from_secs(90);
 async fn play(recording: &str, name: &str, setup: &Setup) {
     let comparison = Comparison {
         noise: NOISE,
+        more_noise: setup.noise,
         any_order: setup.any_order,
     };
     let pki = Pki::new();

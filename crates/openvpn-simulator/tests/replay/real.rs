@@ -447,7 +447,14 @@ async fn a_client_is_listed_and_killed() {
 #[tokio::test]
 async fn restarts_and_the_end() {
     let mut pair = Pair::start(4, Start::AtOnce).await;
-    pair.ask(b"state on\n").await;
+    // The status in the log has the format of `status`.
+    pair.ask(b"log on\n").await;
+    for manager in &mut pair.managers {
+        manager.send(b"signal SIGUSR2\n").await;
+    }
+    pair.read_both("SIGUSR2", |line| line.ends_with(",END"))
+        .await;
+    pair.ask(b"log off\nstate on\n").await;
     for signal in ["SIGUSR1", "SIGHUP"] {
         let command = format!("signal {signal}\n");
         for manager in &mut pair.managers {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use openvpn_simulator::{Address, Daemon, DaemonBuilder, Timing};
 
 use crate::lab::Pki;
+use crate::manager::PATIENCE;
 use crate::people::Person;
 
 /// How a server is started.
@@ -34,12 +35,18 @@ pub(crate) struct Setup {
     silence: u64,
     /// It has an IPv6 socket, which takes IPv4 too.
     dual_stack: bool,
+    /// It serves clients over TCP.
+    pub(crate) tcp: bool,
+    /// Somebody else has its port.
+    pub(crate) port_taken: bool,
     /// Who is connected before its manager is.
     pub(crate) clients: &'static [Person],
     /// Who comes when the recording says so.
     pub(crate) guests: &'static [Person],
     /// Whether what clients do may come in another order than recorded, between two writes of the manager.
     pub(crate) any_order: bool,
+    /// Lines that come and go as they like, beside those that do so everywhere.
+    pub(crate) noise: &'static [&'static str],
 }
 
 pub(crate) const PLAIN: Setup = Setup {
@@ -55,9 +62,12 @@ pub(crate) const PLAIN: Setup = Setup {
     client_auth: false,
     silence: 20,
     dual_stack: false,
+    tcp: false,
+    port_taken: false,
     clients: &[],
     guests: &[],
     any_order: false,
+    noise: &[],
 };
 pub(crate) const PASSWORD: Setup = Setup {
     network: 81,
@@ -95,6 +105,21 @@ pub(crate) const DIALLING_TCP: Setup = Setup {
     password: true,
     ..DIALLING
 };
+/// One that will not get the port it is to serve.
+pub(crate) const TOO_LATE: Setup = Setup {
+    network: 93,
+    ipv6: false,
+    hold: true,
+    port_taken: true,
+    ..PLAIN
+};
+/// One that serves over TCP.
+pub(crate) const OVER_TCP: Setup = Setup {
+    network: 87,
+    ipv6: false,
+    tcp: true,
+    ..PLAIN
+};
 pub(crate) const LOCKED: Setup = Setup {
     network: 93,
     ipv6: false,
@@ -113,6 +138,21 @@ pub(crate) const ONE_CLIENT: Setup = Setup {
 pub(crate) const THREE_CLIENTS: Setup = Setup {
     clients: &[ALICE, CAROL, BOB],
     ..PASSWORD
+};
+/// Three whose handshakes are in the log.
+pub(crate) const LOGGED: Setup = Setup {
+    any_order: true,
+    ..THREE_CLIENTS
+};
+/// One whose client goes through its restarts.
+pub(crate) const SIGNALLED: Setup = Setup {
+    silence: 6,
+    ipv6: true,
+    status_version: 1,
+    clients: &[Person::new("alice", "127.0.0.1")],
+    // At each packet that passes when the interval is over.
+    noise: &[">BYTECOUNT_CLI:"],
+    ..RESTARTED
 };
 /// As `client-kill` was recorded: they have come in another order, and each kill lets somebody come back.
 pub(crate) const KILLED: Setup = Setup {
@@ -145,6 +185,17 @@ pub(crate) const ASKING: Setup = Setup {
     ..PLAIN
 };
 
+/// The same, with two that come again after a restart; in what order they are let go is a matter of hashes.
+pub(crate) const ASKING_AGAIN: Setup = Setup {
+    network: 89,
+    ipv6: false,
+    guests: &[
+        Person::new("alice", "127.0.0.1"),
+        Person::new("bob", "127.0.0.1"),
+    ],
+    ..ASKING
+};
+
 /// The key of the recordings is encrypted with this.
 const KEY_PASSWORD: &str = "keypw";
 /// How a server asks its manager about clients, as the recorded one did.
@@ -170,7 +221,11 @@ impl Setup {
             "proto {}\nport {port}\ndev tun\ntopology subnet\n\
              server 10.{network}.0.0 255.255.255.0\ndh none\nkeepalive 2 {}\nverb 3\n\
              management {management}{}\nmanagement-log-cache 300\nstatus-version {}\n{identity}",
-            if self.dual_stack { "udp6" } else { "udp4" },
+            match (self.tcp, self.dual_stack) {
+                (true, _) => "tcp4-server",
+                (false, true) => "udp6",
+                (false, false) => "udp4",
+            },
             self.silence,
             if self.password { " password" } else { "" },
             self.status_version,
@@ -214,6 +269,8 @@ impl Setup {
                 ping_restart: Duration::from_secs(self.silence),
                 delayed_exit: Duration::from_secs(2),
                 return_after_kill: Duration::from_millis(200),
+                // After a restart they are told to come, in the order of the recording.
+                return_after_restart: PATIENCE,
                 keepalive: Duration::from_secs(2),
                 ..Timing::default()
             });
@@ -243,6 +300,12 @@ impl Setup {
         }
         if self.dual_stack {
             builder = builder.dual_stack();
+        }
+        if self.tcp {
+            builder = builder.over_tcp();
+        }
+        if self.port_taken {
+            builder = builder.port_taken();
         }
         for echo in self.echoes {
             builder = builder.echo(*echo);

@@ -2,13 +2,14 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use openvpn_simulator::{Address, Daemon, How};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use crate::lab::{Pki, Process, free_port, free_tcp_port, openvpn};
@@ -81,6 +82,10 @@ pub(crate) struct Real<'a> {
     people: &'a [Resident],
     /// Clients that run, or have ended by themselves.
     clients: RefCell<HashMap<&'static str, Process>>,
+    /// A connection to its port on which nothing is said.
+    half_open: RefCell<Option<TcpStream>>,
+    /// Who has its port.
+    _squatter: Option<UdpSocket>,
 }
 
 impl<'a> Real<'a> {
@@ -91,9 +96,20 @@ impl<'a> Real<'a> {
         pki: &'a Pki,
         people: &'a [Resident],
     ) -> Self {
-        let port = free_port().unwrap();
+        let port = match setup.tcp {
+            true => free_tcp_port(),
+            false => free_port(),
+        };
+        let port = port.unwrap();
+        let squatter = match setup.port_taken {
+            true => Some(UdpSocket::bind(("0.0.0.0", port)).await.unwrap()),
+            false => None,
+        };
         let door = Door::new(setup, directory, "real").await;
-        fs::write(directory.join("password"), PASSWORD_FILE).unwrap();
+        let password = directory.join("password");
+        fs::write(&password, PASSWORD_FILE).unwrap();
+        // It warns of one that others can read.
+        fs::set_permissions(&password, Permissions::from_mode(0o600)).unwrap();
         let config = setup.config(&door.address(), pki, port);
         let config = format!("cd {}\n{config}", directory.display());
         let server = openvpn(directory, "real", &config);
@@ -106,6 +122,8 @@ impl<'a> Real<'a> {
             pki,
             people,
             clients: RefCell::default(),
+            half_open: RefCell::default(),
+            _squatter: squatter,
         };
         for (number, person) in setup.clients.iter().enumerate() {
             real.connect(person.name);
@@ -122,8 +140,10 @@ impl<'a> Real<'a> {
 
     fn connect(&self, name: &str) {
         let resident = find(self.people, name);
-        let client = resident.start(self.directory, self.pki, self.port);
         let mut clients = self.clients.borrow_mut();
+        // Whoever comes again does not run twice.
+        clients.remove(name);
+        let client = resident.start(self.directory, self.pki, self.port);
         clients.insert(resident.person.name, client);
     }
 
@@ -131,7 +151,18 @@ impl<'a> Real<'a> {
     pub(crate) async fn carry_out(&self, step: &str) {
         match step.split_once(' ') {
             None if step == "stop" => self.server.terminate(),
-            None if step == "ended" => self.server.ended().await,
+            None if step == "ended" => assert!(self.server.ended().await),
+            None if step == "failed" => assert!(!self.server.ended().await),
+            None if step == "half-open" => {
+                let stream = TcpStream::connect(("127.0.0.1", self.port)).await;
+                *self.half_open.borrow_mut() = Some(stream.unwrap());
+            }
+            None if step == "hang-up" => {
+                self.half_open
+                    .borrow_mut()
+                    .take()
+                    .expect("a half-open client");
+            }
             None if step == "refused" => refused(&self.door.address()).await,
             Some(("served", times)) => {
                 until_logged(self.directory, SERVING, times.parse().unwrap()).await;
@@ -156,6 +187,12 @@ impl<'a> Real<'a> {
             _ => panic!("unknown step {step}"),
         }
     }
+}
+
+/// How many lines contain `text`.
+fn count(lines: &[Vec<u8>], text: &str) -> usize {
+    let lines = lines.iter().map(|line| String::from_utf8_lossy(line));
+    lines.filter(|line| line.contains(text)).count()
 }
 
 /// One more connection than the daemon's backlog has room for.
@@ -196,20 +233,13 @@ impl<'a> Simulated<'a> {
         for resident in &people[..connected] {
             daemon.connect(resident.spec()).await.unwrap();
         }
-        if connected > 0 {
-            let mut manager = Manager::connect(&daemon).await;
-            if setup.password {
-                manager.send(PASSWORD_FILE.as_bytes()).await;
+        let data_channels = async {
+            while count(&daemon.log_lines().await.unwrap(), DATA_CHANNEL) < connected {
+                sleep(Duration::from_millis(20)).await;
             }
-            manager.send(b"log on all\n").await;
-            let mut data_channels = 0;
-            while data_channels < connected {
-                let line = manager.line().await.unwrap();
-                data_channels += usize::from(line.contains(DATA_CHANNEL));
-            }
-            drop(manager);
-            daemon.wait_detached().await;
-        }
+        };
+        let up = timeout(PATIENCE, data_channels).await;
+        up.expect("all data channels of the simulated daemon");
         Self {
             door,
             daemon,
@@ -226,9 +256,18 @@ impl<'a> Simulated<'a> {
     pub(crate) async fn carry_out(&self, step: &str) {
         match step.split_once(' ') {
             None if step == "stop" => self.daemon.stop().await,
-            None if step == "ended" => {
+            None if step == "ended" || step == "failed" => {
                 let ended = timeout(PATIENCE, self.daemon.wait_stopped()).await;
                 ended.expect("the end of the simulated daemon");
+            }
+            None if step == "half-open" => {
+                let from = "127.0.0.1:40000".parse().unwrap();
+                self.daemon.half_open_from(from).await.unwrap();
+            }
+            None if step == "hang-up" => {
+                let clients = self.daemon.clients().await.unwrap();
+                let cid = clients.last().expect("a half-open client").cid;
+                self.daemon.leave(cid, How::TcpClose).await.unwrap();
             }
             None if step == "refused" => refused(&self.door.address()).await,
             Some(("served", times)) => {
