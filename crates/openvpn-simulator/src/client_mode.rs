@@ -38,6 +38,8 @@ pub struct ClientMode {
     pub(crate) credentials: Option<Credentials>,
     pub(crate) need_ok: Option<Need>,
     pub(crate) need_str: Option<Need>,
+    pub(crate) awaits_server: bool,
+    pub(crate) exit_notify: bool,
 }
 
 impl ClientMode {
@@ -115,6 +117,22 @@ impl ClientMode {
             kind: kind.to_owned(),
             message: message.to_owned(),
         });
+        self
+    }
+
+    /// Once it has asked what it asks, waits until a script says what its server does:
+    /// [`Daemon::server_defers`](crate::Daemon::server_defers) and
+    /// [`Daemon::server_accepts`](crate::Daemon::server_accepts).
+    #[must_use]
+    pub fn awaits_server(mut self) -> Self {
+        self.awaits_server = true;
+        self
+    }
+
+    /// Tells its server when it ends (`--explicit-exit-notify`).
+    #[must_use]
+    pub fn exit_notify(mut self) -> Self {
+        self.exit_notify = true;
         self
     }
 

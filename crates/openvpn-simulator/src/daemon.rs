@@ -139,11 +139,6 @@ impl Daemon {
         self.wait(|observed| !observed.running).await;
     }
 
-    /// Returns once it has begun to serve this often since it was built, restarts included.
-    pub async fn wait_served(&self, times: u64) {
-        self.wait(|observed| observed.served >= times).await;
-    }
-
     /// Returns once a manager has sent a line that starts with `prefix`, among those still kept.
     pub async fn wait_command(&self, prefix: &[u8]) {
         self.wait(|_| self.trace.has_command(prefix)).await;
@@ -247,6 +242,42 @@ impl Daemon {
     /// the manager approved has that CID.
     pub async fn reauthenticate(&self, cid: u64) -> Result<u64, ControlError> {
         self.call(move |owner| owner.reauthenticate(cid)).await?
+    }
+
+    /// Lets a client that waits for its approval answer a challenge (`>CLIENT:CR_RESPONSE`); its
+    /// text is in base 64.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopped`]; [`ControlError::UnknownClient`] when no client that waits has
+    /// that CID.
+    pub async fn challenge_response(&self, cid: u64, text: &str) -> Result<(), ControlError> {
+        let text = text.to_owned();
+        self.call(move |owner| owner.challenge_response(cid, &text))
+            .await?
+    }
+
+    /// The server of a daemon that is a client wants some time to decide about it, and has
+    /// `message` for its user, such as `CR_TEXT:R,E:Enter PIN`.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopped`]; [`ControlError::NotAwaiting`] unless the daemon
+    /// [awaits its server](crate::ClientMode::awaits_server) now.
+    pub async fn server_defers(
+        &self,
+        seconds: u64,
+        message: Option<&str>,
+    ) -> Result<(), ControlError> {
+        let message = message.map(str::to_owned);
+        self.call(move |owner| owner.server_defers(seconds, message.as_deref()))
+            .await?
+    }
+
+    /// The server of a daemon that is a client takes it.
+    ///
+    /// # Errors
+    /// Those of [`Daemon::server_defers`].
+    pub async fn server_accepts(&self) -> Result<(), ControlError> {
+        self.call(Owner::server_accepts).await?
     }
 
     /// Counts packets of a client, as seen from the daemon, and reports them if the manager

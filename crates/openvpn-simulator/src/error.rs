@@ -52,6 +52,12 @@ pub enum ControlError {
         /// Name of the daemon.
         daemon: String,
     },
+    /// The daemon is no OpenVPN client that awaits its server, or has not come that far.
+    #[error("simulated daemon {daemon} awaits no server")]
+    NotAwaiting {
+        /// Name of the daemon.
+        daemon: String,
+    },
     /// No client has this CID.
     #[error("simulated daemon {daemon} has no client {cid}")]
     UnknownClient {

@@ -37,7 +37,6 @@ pub(crate) struct Observed {
     pub(crate) pid: u32,
     pub(crate) sessions: u64,
     pub(crate) commands: u64,
-    pub(crate) served: u64,
 }
 
 /// Lines received from managers, shared with the handle.
@@ -223,7 +222,6 @@ impl Owner {
             pid: self.engine.pid(),
             sessions: self.sessions,
             commands: self.engine.commands(),
-            served: self.engine.served(),
         };
         self.observed.send_if_modified(|observed| {
             let news = *observed != now;
@@ -473,6 +471,22 @@ impl Owner {
 
     pub(crate) fn clients(&mut self) -> Result<Vec<ClientState>, ControlError> {
         Ok(self.running()?.1.clients())
+    }
+
+    pub(crate) fn challenge_response(&mut self, cid: u64, text: &str) -> Result<(), ControlError> {
+        self.running()?.1.challenge_response(cid, text)
+    }
+
+    pub(crate) fn server_defers(
+        &mut self,
+        seconds: u64,
+        message: Option<&str>,
+    ) -> Result<(), ControlError> {
+        self.running()?.1.server_defers(seconds, message)
+    }
+
+    pub(crate) fn server_accepts(&mut self) -> Result<(), ControlError> {
+        self.running()?.1.server_accepts()
     }
 
     pub(crate) fn log_lines(&mut self) -> Result<Vec<Vec<u8>>, ControlError> {

@@ -4,7 +4,10 @@ use std::net::Ipv4Addr;
 
 use tokio::time::Duration;
 
+use crate::{ControlError, Version};
+
 use super::clients::Stage;
+use super::env::Occasion;
 use super::{Engine, Timer};
 
 /// A multi-line command whose lines are still coming.
@@ -69,7 +72,8 @@ impl Engine {
         }
     }
 
-    /// Applies one line of a client's configuration; those that do not show are ignored.
+    /// Applies one line of a client's configuration, for as long as it is there; lines that do not
+    /// show are ignored.
     fn configure(&mut self, cid: u64, line: &[u8]) {
         let Some(client) = self.clients.get_mut(&cid) else {
             return;
@@ -79,15 +83,19 @@ impl Engine {
         match words.as_slice() {
             ["ifconfig-push", address, ..] => {
                 if let Ok(address) = address.parse() {
-                    client.spec.virtual_address = Some(address);
+                    client.virtual_address = Some(address);
                 }
             }
             ["iroute", network, rest @ ..] => {
                 let mask = rest.first().and_then(|mask| mask.parse::<Ipv4Addr>().ok());
                 let length = mask.map_or(32, |mask| mask.to_bits().leading_ones());
                 if let (Ok(network), Ok(length)) = (network.parse(), u8::try_from(length)) {
-                    client.spec.routes.push((network, length));
+                    client.routes.push((network, length));
                 }
+            }
+            ["push", ..] => {
+                let option = line.trim_start_matches("push").trim();
+                client.options.push(option.trim_matches('"').to_owned());
             }
             _ => {}
         }
@@ -115,6 +123,7 @@ impl Engine {
             return;
         };
         let address = client.log_address();
+        let name = client.common_name().to_vec();
         let message = match client_reason {
             Some(text) => [b"AUTH_FAILED,", text].concat(),
             None => b"AUTH_FAILED".to_vec(),
@@ -126,16 +135,22 @@ impl Engine {
         );
         self.say("SUCCESS: client-deny command succeeded");
         self.schedule_exit(cid, format!("{address} ").as_bytes());
-        self.log(
-            "",
-            [
+        // From 2.6 on to the session that negotiates, which has no name, and to the one in force.
+        let sessions: &[&[u8]] = match self.settings.version >= Version::V2_6 {
+            true => &[b"UNDEF", &name],
+            false => &[&name],
+        };
+        for session in sessions {
+            let line: [&[u8]; 6] = [
                 address.as_bytes(),
-                b" SENT CONTROL [UNDEF]: '",
+                b" SENT CONTROL [",
+                session,
+                b"]: '",
                 &message,
                 b"' (status=1)",
-            ]
-            .concat(),
-        );
+            ];
+            self.log("", line.concat());
+        }
     }
 
     pub(super) fn client_pending_auth(
@@ -180,6 +195,17 @@ impl Engine {
                 "ERROR: client-pending-auth command failed. Extra parameter might be too long",
             );
         }
+    }
+
+    /// A client that waits answers a challenge.
+    pub(crate) fn challenge_response(&mut self, cid: u64, text: &str) -> Result<(), ControlError> {
+        let waits =
+            (self.clients.get(&cid)).is_some_and(|client| client.stage == Stage::AwaitingApproval);
+        if !waits {
+            return Err(self.unknown_client(cid));
+        }
+        self.say_block(cid, Occasion::Response(text));
+        Ok(())
     }
 
     /// Gives a client up that nobody approved.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tokio::time::{Duration, Instant};
+use tokio::time::Instant;
 
 use crate::client::{ClientSpec, ClientState};
 use crate::clock::UnixTime;
@@ -40,6 +40,10 @@ pub(super) struct Client {
     pub(super) address_form: AddressForm,
     pub(super) virtual_address: Option<Ipv4Addr>,
     pub(super) virtual_ipv6_address: Option<Ipv6Addr>,
+    /// Networks behind it.
+    pub(super) routes: Vec<(Ipv4Addr, u8)>,
+    /// What the manager lets be pushed to it.
+    pub(super) options: Vec<String>,
     /// Number taken from the address pool, to be given back.
     pub(super) pool_number: Option<u32>,
     pub(super) peer_id: u32,
@@ -93,7 +97,7 @@ impl Client {
     }
 }
 
-fn print_family_address(address: SocketAddr) -> String {
+pub(super) fn print_family_address(address: SocketAddr) -> String {
     match address {
         SocketAddr::V4(address) => format!("[AF_INET]{address}"),
         SocketAddr::V6(address) => format!("[AF_INET6]{}:{}", address.ip(), address.port()),
@@ -141,6 +145,7 @@ impl Engine {
         if let Some(address) = client.real_address {
             half_open.real_address = address;
         }
+        half_open.routes.clone_from(&client.routes);
         *half_open.spec = client;
         sanitize(&mut half_open.spec);
         self.greet_client(cid);
@@ -183,6 +188,7 @@ impl Engine {
             self.next_cid - 1
         };
         let client = Client {
+            routes: spec.routes.clone(),
             spec: Box::new(spec),
             stage: Stage::HalfOpen,
             real_address,
@@ -196,6 +202,7 @@ impl Engine {
             },
             virtual_address: None,
             virtual_ipv6_address: None,
+            options: Vec::new(),
             pool_number: None,
             peer_id: self.pool.take_peer_id(),
             connected_since: self.clock(),
@@ -223,205 +230,6 @@ impl Engine {
     pub(super) fn stuck_prefix(&self) -> Option<Vec<u8>> {
         let client = self.clients.get(&self.latest?)?;
         Some([&client.log_prefix()[..], b" "].concat())
-    }
-
-    /// The handshake of a client that is taken in: to the manager's question, or through.
-    fn greet_client(&mut self, cid: u64) {
-        let Some(client) = self.clients.get_mut(&cid) else {
-            return;
-        };
-        client.stage = Stage::AwaitingApproval;
-        let address = client.log_address();
-        let family_address = print_family_address(client.real_address);
-        let name = client.spec.common_name.clone();
-        let peer_info = client.spec.peer_info.clone();
-        // What a TLS handshake costs, more or less.
-        let (received, sent) = (2016 + cid % 7, 2073 + cid % 3);
-        self.count_traffic(cid, received, sent);
-
-        let line = |text: &str| [address.as_bytes(), b" ", text.as_bytes()].concat();
-        self.log("", line("VERIFY OK: depth=1, CN=Test CA"));
-        let subject = line("VERIFY OK: depth=0, C=DE, O=Example Org, OU=Ops, CN=");
-        self.log("", [&subject[..], &name].concat());
-        for (key, value) in &peer_info {
-            self.log("I", line(&format!("peer info: {key}={value}")));
-        }
-        for text in [
-            "TLS: move_session: dest=TM_ACTIVE src=TM_INITIAL reinit_src=1",
-            "TLS: tls_multi_process: initial untrusted session promoted to trusted",
-            "Control Channel: TLSv1.3, cipher TLSv1.3 TLS_AES_256_GCM_SHA384, peer certificate: \
-             256 bits ECprime256v1, signature: ecdsa-with-SHA256, peer temporary key: 253 bits \
-             X25519",
-        ] {
-            self.log("", line(text));
-        }
-        let initiated = format!("] Peer Connection Initiated with {family_address}");
-        let line = [&line("["), &name[..], initiated.as_bytes()].concat();
-        self.log("I", line);
-
-        if self.settings.client_auth {
-            if let Some(client) = self.clients.get_mut(&cid) {
-                client.announced = Some(client.kid);
-            }
-            self.say_block(cid, Occasion::Connect);
-            let window = self.settings.timing.hand_window;
-            self.set_timer(window, Timer::HandWindow(cid));
-        } else {
-            self.establish(cid);
-        }
-    }
-
-    /// Gives a client its addresses and tells the manager.
-    pub(super) fn establish(&mut self, cid: u64) {
-        let superseded = self.supersede(cid);
-        let Some(client) = self.clients.get_mut(&cid) else {
-            return;
-        };
-        client.stage = Stage::Established;
-        let number = self.pool.take(&client.spec.common_name);
-        client.pool_number = number;
-        client.virtual_address = client
-            .spec
-            .virtual_address
-            .or_else(|| number.map(|number| self.pool.address(number)));
-        client.virtual_ipv6_address = client
-            .spec
-            .virtual_ipv6_address
-            .or_else(|| number.and_then(|number| self.pool.ipv6_address(number)));
-        let (address, ipv6_address) = (client.virtual_address, client.virtual_ipv6_address);
-        let routes = client.spec.routes.clone();
-        let announced = client.announced.is_some();
-        self.log_addresses(cid, superseded);
-        if announced {
-            if let Some(address) = address {
-                self.say(format_args!(">CLIENT:ADDRESS,{cid},{address},1"));
-            }
-            if let Some(address) = ipv6_address {
-                self.say(format_args!(">CLIENT:ADDRESS,{cid},{address},1"));
-            }
-            for (network, length) in routes {
-                let mask = u32::MAX
-                    .checked_shl(32 - u32::from(length.min(32)))
-                    .unwrap_or(0);
-                let mask = Ipv4Addr::from_bits(mask);
-                self.say(format_args!(">CLIENT:ADDRESS,{cid},{network}/{mask},0"));
-            }
-        }
-        self.say_block(cid, Occasion::Established);
-        self.set_timer(Duration::from_secs(1), Timer::DataChannel(cid));
-        self.begin_keepalives();
-    }
-
-    /// Drops earlier instances of the same name, silently as OpenVPN does. Returns whether there
-    /// were any.
-    fn supersede(&mut self, cid: u64) -> bool {
-        if self.settings.duplicate_cn {
-            return false;
-        }
-        let Some(client) = self.clients.get(&cid) else {
-            return false;
-        };
-        let name = &client.spec.common_name;
-        let earlier: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(other, client)| {
-                **other != cid
-                    && client.stage == Stage::Established
-                    && client.spec.common_name == *name
-            })
-            .map(|(other, _)| *other)
-            .collect();
-        if earlier.is_empty() {
-            return false;
-        }
-        let line = [
-            b"MULTI: new connection by client '",
-            &name[..],
-            b"' will cause previous active sessions by this client to be dropped.  Remember to \
-              use the --duplicate-cn option if you want multiple clients using the same \
-              certificate or username to concurrently connect.",
-        ]
-        .concat();
-        self.log("", line);
-        for other in earlier {
-            self.remove(other);
-        }
-        true
-    }
-
-    fn log_addresses(&mut self, cid: u64, superseded: bool) {
-        let Some(client) = self.clients.get(&cid) else {
-            return;
-        };
-        let who = client.log_prefix();
-        // OpenVPN loses its log prefix when it drops an earlier instance on the way.
-        let prefix = if superseded {
-            Vec::new()
-        } else {
-            [&who[..], b" "].concat()
-        };
-        let name = client.spec.common_name.clone();
-        let (address, ipv6_address) = (client.virtual_address, client.virtual_ipv6_address);
-        let routes = client.spec.routes.clone();
-        let (peer_id, cipher) = (client.peer_id, client.spec.cipher.clone());
-
-        let address = address.map_or("(Not enabled)".to_owned(), |address| address.to_string());
-        let ipv6 = ipv6_address.map_or("(Not enabled)".to_owned(), |address| address.to_string());
-        let line = format!("MULTI_sva: pool returned IPv4={address}, IPv6={ipv6}");
-        self.log("I", [&prefix[..], line.as_bytes()].concat());
-        let mut learned: Vec<(String, &str)> = vec![(address.clone(), "primary virtual IP")];
-        for (network, length) in &routes {
-            learned.push((format!("{network}/{length}"), ""));
-        }
-        if ipv6_address.is_some() {
-            learned.push((ipv6.clone(), "primary virtual IPv6"));
-        }
-        for (address, role) in learned {
-            let line = format!("MULTI: Learn: {address} -> ");
-            self.log("", [&prefix[..], line.as_bytes(), &who].concat());
-            if !role.is_empty() {
-                let (begin, end) = (format!("MULTI: {role} for "), format!(": {address}"));
-                let line = [&prefix[..], begin.as_bytes(), &who, end.as_bytes()].concat();
-                self.log("", line);
-            }
-        }
-        let (local, netmask) = (self.pool.local, self.pool.netmask);
-        let (tun_ipv6, ifconfig_ipv6) = match self.pool.local_ipv6() {
-            Some(local) if ipv6_address.is_some() => {
-                ("tun-ipv6,", format!("ifconfig-ipv6 {ipv6}/64 {local},"))
-            }
-            _ => ("", String::new()),
-        };
-        let (ping, restart) = self.pings();
-        let begin = [&prefix[..], b"SENT CONTROL [", &name, b"]: '"].concat();
-        let push = format!(
-            "PUSH_REPLY,{tun_ipv6}route-gateway {local},topology subnet,ping {ping},ping-restart \
-             {restart},{ifconfig_ipv6}ifconfig {address} {netmask},peer-id {peer_id},cipher \
-             {cipher},protocol-flags cc-exit tls-ekm dyn-tls-crypt,tun-mtu 1500' (status=1)"
-        );
-        self.log("", [&begin[..], push.as_bytes()].concat());
-    }
-
-    fn pings(&self) -> (u64, u64) {
-        let timing = &self.settings.timing;
-        (timing.keepalive.as_secs(), timing.ping_restart.as_secs())
-    }
-
-    pub(super) fn data_channel_up(&mut self, cid: u64) {
-        let Some(client) = self.clients.get(&cid) else {
-            return;
-        };
-        let prefix = client.log_prefix();
-        let cipher = client.spec.cipher.clone();
-        let (ping, restart) = self.pings();
-        for line in [
-            format!(" Data Channel: cipher '{cipher}', peer-id: 0"),
-            format!(" Timers: ping {ping}, ping-restart {}", 2 * restart),
-            " Protocol options: protocol-flags cc-exit tls-ekm dyn-tls-crypt".to_owned(),
-        ] {
-            self.log("", [&prefix, line.as_bytes()].concat());
-        }
     }
 
     // ---- staying

@@ -9,9 +9,11 @@ use super::{Engine, Flow, text};
 
 /// Which notification a block belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Occasion {
+pub(super) enum Occasion<'a> {
     Connect,
     Reauth,
+    /// To a challenge, with what the client says.
+    Response(&'a str),
     Established,
     Disconnect,
 }
@@ -53,7 +55,7 @@ impl Block {
 
 impl Engine {
     /// Writes the block of a client's notification, if there is a manager to hear it.
-    pub(super) fn say_block(&mut self, cid: u64, occasion: Occasion) {
+    pub(super) fn say_block(&mut self, cid: u64, occasion: Occasion<'_>) {
         if !self.is_heard() {
             return;
         }
@@ -67,7 +69,10 @@ impl Engine {
         let head = match (occasion, client.announced) {
             (Occasion::Connect, Some(kid)) => format!(">CLIENT:CONNECT,{cid},{kid}\r\n"),
             (Occasion::Reauth, Some(kid)) => format!(">CLIENT:REAUTH,{cid},{kid}\r\n"),
-            (Occasion::Connect | Occasion::Reauth, None) => return,
+            (Occasion::Response(text), Some(kid)) => {
+                format!(">CLIENT:CR_RESPONSE,{cid},{kid},{text}\r\n")
+            }
+            (Occasion::Connect | Occasion::Reauth | Occasion::Response(_), None) => return,
             (Occasion::Established, _) => format!(">CLIENT:ESTABLISHED,{cid}\r\n"),
             (Occasion::Disconnect, _) => format!(">CLIENT:DISCONNECT,{cid}\r\n"),
         };
@@ -111,13 +116,21 @@ impl Engine {
 
     /// Variables of the connection. Their order differs by occasion, as OpenVPN sets them at
     /// different times.
-    fn put_connection(&self, block: &mut Block, client: &Client, occasion: Occasion) {
+    fn put_connection(&self, block: &mut Block, client: &Client, occasion: Occasion<'_>) {
         match occasion {
             Occasion::Connect | Occasion::Reauth => {
                 block.put("n_clients", self.established().to_string());
                 if self.settings.version >= Version::V2_5 {
                     put_password(block, client);
                 }
+            }
+            Occasion::Response(_) => {
+                block.put("n_clients", self.established().to_string());
+                self.put_name(block, client);
+                put_address(block, "trusted", client.real_address);
+                put_address(block, "untrusted", client.real_address);
+                block.put("username", client.spec.username.as_deref().unwrap_or(b""));
+                return;
             }
             Occasion::Established => {
                 block.put("n_clients", self.established().to_string());

@@ -135,12 +135,7 @@ impl Engine {
         }
         self.log("I", "Initialization Sequence Completed");
         self.enter(&format!("CONNECTED,SUCCESS,{tunnel}"));
-        self.serve();
-    }
-
-    pub(super) fn serve(&mut self) {
         self.phase = Phase::Serving;
-        self.served += 1;
     }
 
     /// Says that the daemon is held.

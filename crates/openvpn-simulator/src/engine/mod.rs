@@ -8,6 +8,7 @@ mod clients;
 mod commands;
 mod departures;
 mod env;
+mod handshake;
 mod lifecycle;
 mod misbehaviour;
 mod pool;
@@ -16,6 +17,7 @@ mod signals;
 mod status;
 mod text;
 mod traffic;
+mod uplink;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Display;
@@ -197,8 +199,6 @@ pub(crate) struct Engine {
     phase: Phase,
     signal: Option<Thrown>,
     ending: Option<Ending>,
-    /// How often it has begun to serve since the engine was made.
-    served: u64,
 
     /// Daemon-wide switches; they outlive sessions.
     hold: bool,
@@ -220,6 +220,10 @@ pub(crate) struct Engine {
     login: Login,
     /// Whether the last login failed.
     retrying: bool,
+    /// Whether the server has been asked for its options, in this login.
+    asked_for_config: bool,
+    /// Whether a script is to say what the server does.
+    awaiting: bool,
     remote_number: usize,
     /// What the manager put in place of the remote.
     modified: Option<Remote>,
@@ -269,7 +273,6 @@ impl Engine {
             phase: Phase::Pausing,
             signal: None,
             ending: None,
-            served: 0,
             hold: settings.hold,
             verb: 3,
             mute: 0,
@@ -282,6 +285,8 @@ impl Engine {
             entered: None,
             login: Login::First,
             retrying: false,
+            asked_for_config: false,
+            awaiting: false,
             remote_number: 0,
             modified: None,
             states: History::new(STATE_LINES_KEPT),
@@ -311,10 +316,6 @@ impl Engine {
 
     pub(crate) fn commands(&self) -> u64 {
         self.commands
-    }
-
-    pub(crate) fn served(&self) -> u64 {
-        self.served
     }
 
     pub(crate) fn output(&mut self) -> &mut Output {

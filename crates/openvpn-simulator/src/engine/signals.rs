@@ -163,7 +163,10 @@ impl Engine {
         }
     }
 
-    pub(super) fn exit_on(&mut self, thrown: Thrown) {
+    pub(super) fn exit_on(&mut self, mut thrown: Thrown) {
+        if self.says_goodbye() {
+            thrown = Thrown::soft(thrown.signal, "exit-with-notification");
+        }
         if self.phase == Phase::Serving {
             self.close_tunnel();
         }

@@ -250,7 +250,7 @@ fn addresses(client: &Client) -> Vec<String> {
     if let Some(address) = client.virtual_address {
         addresses.push(address.to_string());
     }
-    for (network, length) in &client.spec.routes {
+    for (network, length) in &client.routes {
         addresses.push(format!("{network}/{length}"));
     }
     if let Some(address) = client.virtual_ipv6_address {

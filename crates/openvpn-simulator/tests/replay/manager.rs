@@ -54,6 +54,12 @@ impl Manager {
 
     /// The next line without CR and LF; `None` at the end of the connection.
     pub(crate) async fn line(&mut self) -> Option<String> {
+        let line = timeout(PATIENCE, self.line_at_last()).await;
+        line.expect("the daemon says nothing")
+    }
+
+    /// The same, with patience without end.
+    pub(crate) async fn line_at_last(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.received.windows(2).position(|pair| pair == b"\r\n") {
                 let line: Vec<u8> = self.received.drain(..end + 2).collect();
@@ -69,11 +75,9 @@ impl Manager {
     /// Waits for bytes without a line end; whatever else there is stays.
     pub(crate) async fn expect_bytes(&mut self, bytes: &[u8]) {
         while self.received.len() < bytes.len() {
-            assert!(
-                self.receive().await,
-                "closed before {}",
-                bytes.escape_ascii()
-            );
+            let receiving = timeout(PATIENCE, self.receive()).await;
+            let open = receiving.expect("the daemon says nothing");
+            assert!(open, "closed before {}", bytes.escape_ascii());
         }
         let received: Vec<u8> = self.received.drain(..bytes.len()).collect();
         assert_eq!(
@@ -86,10 +90,10 @@ impl Manager {
     async fn receive(&mut self) -> bool {
         let mut buffer = [0; 16 << 10];
         let read = match &mut self.stream {
-            Stream::Unix(stream) => timeout(PATIENCE, stream.read(&mut buffer)).await,
-            Stream::Tcp(stream) => timeout(PATIENCE, stream.read(&mut buffer)).await,
+            Stream::Unix(stream) => stream.read(&mut buffer).await,
+            Stream::Tcp(stream) => stream.read(&mut buffer).await,
         };
-        let count = match read.expect("the daemon says nothing") {
+        let count = match read {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::ConnectionReset => 0,
             Err(error) => panic!("{error}"),

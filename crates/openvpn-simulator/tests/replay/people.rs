@@ -14,6 +14,8 @@ pub(crate) struct Person {
     /// Its address, with a port if the manager names that.
     pub(crate) address: &'static str,
     pub(crate) login: Option<(&'static str, &'static str)>,
+    /// What its software says of itself beside what all say; only told of simulated ones.
+    pub(crate) peer_info: Option<(&'static str, &'static str)>,
 }
 
 /// Addresses of the recordings, and the ones every machine has instead.
@@ -25,6 +27,7 @@ impl Person {
             name,
             address,
             login: None,
+            peer_info: None,
         }
     }
 
@@ -38,7 +41,13 @@ impl Person {
             name,
             address: "127.0.0.1",
             login: Some((username, password)),
+            peer_info: None,
         }
+    }
+
+    pub(crate) const fn peer_info(mut self, name: &'static str, value: &'static str) -> Self {
+        self.peer_info = Some((name, value));
+        self
     }
 
     /// Where it really comes from; port 0 is any.
@@ -124,6 +133,9 @@ impl Resident {
         if let Some((user, password)) = self.person.login {
             spec = spec.username(user);
             spec.password = Some(password.into());
+        }
+        if let Some((name, value)) = self.person.peer_info {
+            spec.peer_info.push((name.to_owned(), value.to_owned()));
         }
         spec
     }

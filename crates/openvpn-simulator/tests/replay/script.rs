@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use openvpn_simulator::Daemon;
 use tokio::time::timeout;
 
-use crate::compare::Comparison;
+use crate::compare::{Comparison, normalise};
 use crate::manager::{Manager, PATIENCE};
 
 /// A step of a transcript, and the session it belongs to; the first has no name.
@@ -152,7 +152,13 @@ pub(crate) async fn play_sessions(
                 continue;
             }
             Deed::Scenario(step) if step != "half-close" => {
-                scenario(step).await;
+                match step.strip_prefix("counted ") {
+                    Some(cids) => counted(first(&mut managers), cids).await,
+                    None if step == "uncounted" => {
+                        uncounted(first(&mut managers), &scenario).await;
+                    }
+                    None => scenario(step).await,
+                }
                 continue;
             }
             _ => {}
@@ -196,6 +202,41 @@ pub(crate) async fn play_sessions(
     }
 }
 
+fn first<'a>(managers: &'a mut HashMap<&str, Manager>) -> &'a mut Manager {
+    managers.get_mut("").expect("a connected manager")
+}
+
+/// Reads counts, and nothing else, until each of these clients has been counted.
+async fn counted(manager: &mut Manager, cids: &str) {
+    let mut missing: Vec<&str> = cids.split(' ').collect();
+    while !missing.is_empty() {
+        let line = manager.line().await.expect("counts");
+        let line = normalise(&line);
+        let count = line.strip_prefix(">BYTECOUNT_CLI:");
+        let cid = count.and_then(|count| count.strip_suffix(",#,#"));
+        let cid = cid.unwrap_or_else(|| panic!("no count: {line}"));
+        missing.retain(|missing| *missing != cid);
+    }
+}
+
+/// Lets packets pass, which nobody counts.
+async fn uncounted(manager: &mut Manager, scenario: &impl AsyncFn(&str)) {
+    /// What a keepalive of each of three clients comes to, at least.
+    const ENOUGH: u64 = 3 * 40;
+    let mut before = None;
+    loop {
+        manager.send(b"load-stats\n").await;
+        let line = manager.line().await.expect("statistics");
+        let bytes = line.strip_prefix("SUCCESS: nclients=3,bytesin=");
+        let bytes = bytes.and_then(|bytes| bytes.split(',').next()?.parse::<u64>().ok());
+        let bytes = bytes.unwrap_or_else(|| panic!("no statistics: {line}"));
+        if bytes >= *before.get_or_insert(bytes) + ENOUGH {
+            return;
+        }
+        scenario("packets").await;
+    }
+}
+
 /// The next line that is no noise, which may not keep it waiting for ever; `None` at the end of
 /// the connection.
 async fn next_line(
@@ -206,12 +247,12 @@ async fn next_line(
 ) -> Option<String> {
     let line = async {
         loop {
-            match manager.line().await {
+            match manager.line_at_last().await {
                 Some(line) if comparison.is_noise(&line) => {}
                 line => return line,
             }
         }
     };
     let line = timeout(PATIENCE, line).await;
-    line.unwrap_or_else(|_| panic!("{name}: nothing but noise before {wanted}"))
+    line.unwrap_or_else(|_| panic!("{name}: nothing, or noise alone, before {wanted}"))
 }

@@ -2,14 +2,24 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use openvpn_simulator::{Address, Daemon, DaemonBuilder, Timing};
+use openvpn_simulator::{Address, ClientMode, Daemon, DaemonBuilder, Timing};
 
 use crate::lab::Pki;
 use crate::manager::PATIENCE;
 use crate::people::Person;
+
+/// An OpenVPN client with a manager of its own, beside a server; it is alice, and held.
+#[derive(Clone, Copy)]
+pub(crate) struct Partner {
+    /// Lines of a real one, beside those of any client.
+    pub(crate) config: &'static str,
+    /// The same, simulated.
+    pub(crate) mode: fn() -> ClientMode,
+}
 
 /// How a server is started.
 #[derive(Clone, Copy)]
@@ -31,7 +41,9 @@ pub(crate) struct Setup {
     /// What it echoes.
     echoes: &'static [&'static str],
     pub(crate) client_auth: bool,
-    /// For how many seconds a client may be silent.
+    /// For how many seconds a client may be silent before it sends a packet …
+    ping: u64,
+    /// … and before it is given up.
     silence: u64,
     /// It has an IPv6 socket, which takes IPv4 too.
     dual_stack: bool,
@@ -43,6 +55,8 @@ pub(crate) struct Setup {
     pub(crate) clients: &'static [Person],
     /// Who comes when the recording says so.
     pub(crate) guests: &'static [Person],
+    /// Whose manager has the session `-client`.
+    pub(crate) partner: Option<Partner>,
     /// Whether what clients do may come in another order than recorded, between two writes of the manager.
     pub(crate) any_order: bool,
     /// Lines that come and go as they like, beside those that do so everywhere.
@@ -60,12 +74,14 @@ pub(crate) const PLAIN: Setup = Setup {
     locked: false,
     echoes: &[],
     client_auth: false,
+    ping: 2,
     silence: 20,
     dual_stack: false,
     tcp: false,
     port_taken: false,
     clients: &[],
     guests: &[],
+    partner: None,
     any_order: false,
     noise: &[],
 };
@@ -139,6 +155,13 @@ pub(crate) const THREE_CLIENTS: Setup = Setup {
     clients: &[ALICE, CAROL, BOB],
     ..PASSWORD
 };
+/// Three that are counted while all they send is keepalives.
+pub(crate) const COUNTED: Setup = Setup {
+    ping: 1,
+    // A packet may pass before the command that ends the counts.
+    noise: &[">BYTECOUNT_CLI:"],
+    ..KILLED
+};
 /// Three whose handshakes are in the log.
 pub(crate) const LOGGED: Setup = Setup {
     any_order: true,
@@ -185,6 +208,15 @@ pub(crate) const ASKING: Setup = Setup {
     ..PLAIN
 };
 
+/// The same, with more of them.
+pub(crate) const ASKING_ABOUT_THREE: Setup = Setup {
+    guests: &[
+        Person::with_login("alice", "user, \"name\"x", "pass word"),
+        Person::with_login("bob", "joe", "secret"),
+        Person::with_login("carol", "joe", "secret"),
+    ],
+    ..ASKING
+};
 /// The same, with two that come again after a restart; in what order they are let go is a matter of hashes.
 pub(crate) const ASKING_AGAIN: Setup = Setup {
     network: 89,
@@ -196,14 +228,58 @@ pub(crate) const ASKING_AGAIN: Setup = Setup {
     ..ASKING
 };
 
+/// One that decides late, and the client that waits for that.
+pub(crate) const PENDING: Setup = Setup {
+    guests: &[Person::with_login("alice", "joe", "secret").peer_info("IV_SSO", "crtext,webauth")],
+    partner: Some(Partner {
+        config: "setenv IV_SSO crtext,webauth\n\
+                 <auth-user-pass>\njoe\nsecret\n</auth-user-pass>\n",
+        mode: || {
+            let client = ClientMode::new().remote("127.0.0.1", 21196, "udp4");
+            client.awaits_server().exit_notify()
+        },
+    }),
+    noise: &[
+        // At times of its own.
+        ">BYTECOUNT:",
+        // A real one that changes nothing in the kernel does not say it.
+        ",ASSIGN_IP,",
+        // Keepalives so far.
+        "Auth read bytes,",
+    ],
+    ..ASKING
+};
+/// One that denies, and a client that asks its manager for everything.
+pub(crate) const PROMPTING: Setup = Setup {
+    guests: &[Person::new("alice", "127.0.0.1")],
+    partner: Some(Partner {
+        config: "auth-user-pass\nauth-retry interact\nstatic-challenge \"Enter PIN, please\" 1\n\
+                 management-query-passwords\nmanagement-query-remote\n\
+                 remote 127.0.0.1 21223 udp4\n",
+        mode: || {
+            ClientMode::new()
+                .remote("127.0.0.1", 21222, "udp4")
+                .remote("127.0.0.1", 21223, "udp4")
+                .query_remote()
+                .credentials("us er", "SCRV1:cHc=:MTIzNA==")
+                .static_challenge("1,Enter PIN, please")
+                .dynamic_challenge(
+                    "R,E:state42:dXMgZXI=:Second factor",
+                    "CRV1::state42::8675309",
+                )
+        },
+    }),
+    ..ASKING
+};
+
 /// The key of the recordings is encrypted with this.
 const KEY_PASSWORD: &str = "keypw";
 /// How a server asks its manager about clients, as the recorded one did.
 const CLIENT_AUTH: &str = "management-client-auth\nauth-user-pass-optional\nverify-client-cert require\nreneg-sec 0\n\
                            hand-window 12";
 pub(crate) const PASSWORD_FILE: &str = "s3cret pass\n";
-/// What a real one logs each time it begins to serve.
-pub(crate) const SERVING: &str = "Initialization Sequence Completed";
+/// What a real one logs while it is held.
+pub(crate) const WAITING: &str = "Need hold release";
 
 impl Setup {
     /// The file of a real one that serves `port`, with its management there.
@@ -219,13 +295,14 @@ impl Setup {
         };
         let mut config = format!(
             "proto {}\nport {port}\ndev tun\ntopology subnet\n\
-             server 10.{network}.0.0 255.255.255.0\ndh none\nkeepalive 2 {}\nverb 3\n\
+             server 10.{network}.0.0 255.255.255.0\ndh none\nkeepalive {} {}\nverb 3\n\
              management {management}{}\nmanagement-log-cache 300\nstatus-version {}\n{identity}",
             match (self.tcp, self.dual_stack) {
                 (true, _) => "tcp4-server",
                 (false, true) => "udp6",
                 (false, false) => "udp4",
             },
+            self.ping,
             self.silence,
             if self.password { " password" } else { "" },
             self.status_version,
@@ -252,9 +329,9 @@ impl Setup {
     /// What a real one logs when it has come as far as it comes by itself.
     pub(crate) fn ready(&self) -> &'static str {
         match (self.hold, self.locked) {
-            (true, _) => "Need hold release",
+            (true, _) => WAITING,
             (_, true) => "Need password",
-            _ => SERVING,
+            _ => "Initialization Sequence Completed",
         }
     }
 
@@ -271,7 +348,7 @@ impl Setup {
                 return_after_kill: Duration::from_millis(200),
                 // After a restart they are told to come, in the order of the recording.
                 return_after_restart: PATIENCE,
-                keepalive: Duration::from_secs(2),
+                keepalive: Duration::from_secs(self.ping),
                 ..Timing::default()
             });
         builder = match (self.dials, management) {
@@ -283,8 +360,7 @@ impl Setup {
             builder = builder.password(PASSWORD_FILE.trim_end());
         }
         if self.ipv6 {
-            let network = format!("fd00:{network}::").parse::<Ipv6Addr>().unwrap();
-            builder = builder.network_ipv6(network);
+            builder = builder.network_ipv6(ipv6_network(network));
         }
         if self.management_signal {
             builder = builder.management_signal();
@@ -312,6 +388,34 @@ impl Setup {
         }
         builder
     }
+}
+
+impl Partner {
+    pub(crate) fn config(&self, management: &Path, pki: &Pki, port: u16) -> String {
+        format!(
+            "client\ndev null\nproto udp4\nremote 127.0.0.1 {port} udp4\nnobind\nifconfig-noexec\n\
+             route-noexec\nexplicit-exit-notify 1\nverb 3\nmanagement {} unix\nmanagement-hold\n\
+             {}{}",
+            management.display(),
+            self.config,
+            pki.client("alice"),
+        )
+    }
+
+    /// One that gets the first addresses of the server's network.
+    pub(crate) fn builder(&self, management: &Path, server: &Setup) -> DaemonBuilder {
+        let network = server.network;
+        Daemon::builder("client")
+            .unix(management)
+            .client((self.mode)())
+            .network(Ipv4Addr::new(10, network, 0, 0), 24)
+            .network_ipv6(ipv6_network(network))
+            .hold()
+    }
+}
+
+fn ipv6_network(number: u8) -> Ipv6Addr {
+    format!("fd00:{number}::").parse().unwrap()
 }
 
 /// The same certificates with an encrypted key.

@@ -15,21 +15,22 @@ use tokio::time::{sleep, timeout};
 use crate::lab::{Pki, Process, free_port, free_tcp_port, openvpn};
 use crate::manager::{Manager, PATIENCE, Reception};
 use crate::people::Resident;
-use crate::setup::{PASSWORD_FILE, SERVING, Setup};
+use crate::setup::{PASSWORD_FILE, Setup, WAITING};
 
 /// What somebody's first data packet makes a server log; it is the last of a handshake.
 const DATA_CHANNEL: &str = "Protocol options:";
 
-/// Waits until the real server has logged this so often.
-async fn until_logged(directory: &Path, text: &str, times: usize) {
-    let read = || fs::read_to_string(directory.join("real.log")).unwrap_or_default();
+/// Waits until that real daemon has logged this so often.
+async fn until_logged(directory: &Path, name: &str, text: &str, times: usize) {
+    let path = directory.join(format!("{name}.log"));
+    let read = || fs::read_to_string(&path).unwrap_or_default();
     let logged = async {
         while read().matches(text).count() < times {
             sleep(Duration::from_millis(20)).await;
         }
     };
     if timeout(PATIENCE, logged).await.is_err() {
-        panic!("the real openvpn never says '{text}': {}", read());
+        panic!("{name} never says '{text}': {}", read());
     }
 }
 
@@ -75,6 +76,8 @@ impl Door {
 /// A real server and its clients.
 pub(crate) struct Real<'a> {
     door: Door,
+    /// Another daemon that has a manager, its client, and where that is to be had.
+    partner: Option<(Process, Door)>,
     server: Process,
     port: u16,
     directory: &'a Path,
@@ -113,9 +116,19 @@ impl<'a> Real<'a> {
         let config = setup.config(&door.address(), pki, port);
         let config = format!("cd {}\n{config}", directory.display());
         let server = openvpn(directory, "real", &config);
-        until_logged(directory, setup.ready(), 1).await;
+        until_logged(directory, "real", setup.ready(), 1).await;
+        let partner = setup.partner.map(|partner| {
+            let path = directory.join("partner.sock");
+            let config = partner.config(&path, pki, port);
+            let process = openvpn(directory, "partner", &config);
+            (process, Door::Theirs(Address::Unix(path)))
+        });
+        if partner.is_some() {
+            until_logged(directory, "partner", WAITING, 1).await;
+        }
         let real = Self {
             door,
+            partner,
             server,
             port,
             directory,
@@ -127,15 +140,18 @@ impl<'a> Real<'a> {
         };
         for (number, person) in setup.clients.iter().enumerate() {
             real.connect(person.name);
-            until_logged(directory, "'PUSH_REPLY,", number + 1).await;
+            until_logged(directory, "real", "'PUSH_REPLY,", number + 1).await;
         }
-        until_logged(directory, DATA_CHANNEL, setup.clients.len()).await;
+        until_logged(directory, "real", DATA_CHANNEL, setup.clients.len()).await;
         real
     }
 
-    /// Begins a session.
-    pub(crate) async fn enter(&self) -> Manager {
-        self.door.enter().await
+    /// Begins the session of that name.
+    pub(crate) async fn enter(&self, session: &str) -> Manager {
+        match (session, &self.partner) {
+            ("-client", Some((_, door))) => door.enter().await,
+            _ => self.door.enter().await,
+        }
     }
 
     fn connect(&self, name: &str) {
@@ -164,8 +180,12 @@ impl<'a> Real<'a> {
                     .expect("a half-open client");
             }
             None if step == "refused" => refused(&self.door.address()).await,
-            Some(("served", times)) => {
-                until_logged(self.directory, SERVING, times.parse().unwrap()).await;
+            // Real ones do that by themselves.
+            Some(("meanwhile", _)) => {}
+            None if step == "packets" => sleep(Duration::from_millis(100)).await,
+            Some(("logged", what)) => {
+                let (times, text) = what.split_once(' ').unwrap();
+                until_logged(self.directory, "real", text, times.parse().unwrap()).await;
             }
             Some(("connect", name)) => self.connect(name),
             Some(("leave", name)) => {
@@ -222,6 +242,7 @@ fn find<'a>(people: &'a [Resident], name: &str) -> &'a Resident {
 pub(crate) struct Simulated<'a> {
     door: Door,
     daemon: Daemon,
+    partner: Option<(Daemon, Door)>,
     people: &'a [Resident],
 }
 
@@ -233,28 +254,67 @@ impl<'a> Simulated<'a> {
         for resident in &people[..connected] {
             daemon.connect(resident.spec()).await.unwrap();
         }
-        let data_channels = async {
-            while count(&daemon.log_lines().await.unwrap(), DATA_CHANNEL) < connected {
+        let mut partner = None;
+        if let Some(client) = setup.partner {
+            let path = directory.join("simulated-partner.sock");
+            let daemon = client.builder(&path, setup).start().await.unwrap();
+            partner = Some((daemon, Door::Theirs(Address::Unix(path))));
+        }
+        let simulated = Self {
+            door,
+            daemon,
+            partner,
+            people,
+        };
+        simulated.until_logged(DATA_CHANNEL, connected).await;
+        simulated
+    }
+
+    /// Waits until the simulated server has logged this so often.
+    async fn until_logged(&self, text: &str, times: usize) {
+        let logged = async {
+            while count(&self.daemon.log_lines().await.unwrap(), text) < times {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        let up = timeout(PATIENCE, data_channels).await;
-        up.expect("all data channels of the simulated daemon");
-        Self {
-            door,
-            daemon,
-            people,
+        if timeout(PATIENCE, logged).await.is_err() {
+            panic!("the simulated daemon never says '{text}'");
         }
     }
 
-    /// Begins a session.
-    pub(crate) async fn enter(&self) -> Manager {
-        self.door.enter().await
+    /// Begins the session of that name.
+    pub(crate) async fn enter(&self, session: &str) -> Manager {
+        match (session, &self.partner) {
+            ("-client", Some((_, door))) => door.enter().await,
+            _ => self.door.enter().await,
+        }
+    }
+
+    /// What two real daemons do with each other: `connect NAME`, `leave NAME`, `defer SECONDS
+    /// MESSAGE`, `respond CID TEXT`, `accept`.
+    async fn act(&self, deed: &str) {
+        let (client, _) = self.partner.as_ref().expect("a client with a manager");
+        let (verb, rest) = deed.split_once(' ').unwrap_or((deed, ""));
+        let (first, second) = rest.split_once(' ').unwrap_or((rest, ""));
+        match verb {
+            "defer" => {
+                let message = Some(second).filter(|message| !message.is_empty());
+                let seconds = first.parse().unwrap();
+                client.server_defers(seconds, message).await.unwrap();
+            }
+            "respond" => {
+                let cid = first.parse().unwrap();
+                self.daemon.challenge_response(cid, second).await.unwrap();
+            }
+            "accept" => client.server_accepts().await.unwrap(),
+            _ => Box::pin(self.carry_out(deed)).await,
+        }
     }
 
     /// A step of a scenario.
     pub(crate) async fn carry_out(&self, step: &str) {
         match step.split_once(' ') {
+            Some(("meanwhile", deed)) => self.act(deed).await,
             None if step == "stop" => self.daemon.stop().await,
             None if step == "ended" || step == "failed" => {
                 let ended = timeout(PATIENCE, self.daemon.wait_stopped()).await;
@@ -270,10 +330,14 @@ impl<'a> Simulated<'a> {
                 self.daemon.leave(cid, How::TcpClose).await.unwrap();
             }
             None if step == "refused" => refused(&self.door.address()).await,
-            Some(("served", times)) => {
-                let served = self.daemon.wait_served(times.parse().unwrap());
-                let served = timeout(PATIENCE, served).await;
-                served.expect("a simulated daemon that serves again");
+            None if step == "packets" => {
+                for client in self.daemon.clients().await.unwrap() {
+                    self.daemon.add_traffic(client.cid, 40, 40).await.unwrap();
+                }
+            }
+            Some(("logged", what)) => {
+                let (times, text) = what.split_once(' ').unwrap();
+                self.until_logged(text, times.parse().unwrap()).await;
             }
             Some(("connect", name)) => {
                 let spec = find(self.people, name).spec();
