@@ -28,6 +28,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// The status file is rewritten every second while there are clients; without any, OpenVPN
 /// looks at its timers only every 10 s.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(20);
+/// A status file that was not written to for so long is whole.
+const STATUS_SETTLED: Duration = Duration::from_millis(50);
 
 /// The transport of the VPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -443,16 +445,22 @@ impl Server {
     /// It writes none, or one that the lab cannot read.
     pub async fn status(&self) -> Result<Status> {
         let path = self.directory.path().join("status");
-        poll_until(
-            "a complete status file",
-            STATUS_TIMEOUT,
-            async || match fs::read(&path) {
-                Ok(text) => status::parse(&text),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(error.into()),
-            },
-        )
-        .await
+        let mut mistake = None;
+        let read = poll_until("a complete status file", STATUS_TIMEOUT, async || {
+            let Some(text) = read_settled(&path)? else {
+                return Ok(None);
+            };
+            // Of two versions at once, all the same, while the daemon has no turn.
+            Ok(status::parse(&text).unwrap_or_else(|error| {
+                mistake = Some(error);
+                None
+            }))
+        })
+        .await;
+        match mistake {
+            Some(mistake) => read.with_context(|| format!("last: {mistake:#}")),
+            None => read,
+        }
     }
 
     /// A status file written after this call began.
@@ -525,6 +533,25 @@ fn openssl_path(directory: &TempDir) -> PathBuf {
 
 fn log_path(directory: &TempDir) -> PathBuf {
     directory.path().join("log")
+}
+
+/// The file, once nobody has written to it for a moment: OpenVPN writes the status in place, line by
+/// line, over the one before.
+fn read_settled(path: &Path) -> Result<Option<Vec<u8>>> {
+    let written = || match fs::metadata(path) {
+        Ok(file) => Ok(Some(file.modified()?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    let Some(before) = written()? else {
+        return Ok(None);
+    };
+    let age = SystemTime::now().duration_since(before).unwrap_or_default();
+    if age < STATUS_SETTLED {
+        return Ok(None);
+    }
+    let text = fs::read(path)?;
+    Ok((written()? == Some(before)).then_some(text))
 }
 
 fn read_from(path: &Path, start: usize) -> std::io::Result<Vec<u8>> {
