@@ -20,6 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     claim::Claim,
     directory::new_directory,
+    disk::Disk,
     pki::{Authority, Leaf},
     poll::poll_until,
     process::{Process, Signal, mortal},
@@ -73,8 +74,8 @@ pub struct GatewayConfig {
 /// How the process is started, each time.
 #[derive(Clone, Debug, Default)]
 struct Launch {
-    /// Where a disk of 1 MiB is mounted, seen by the process alone.
-    small_disk: Option<PathBuf>,
+    /// What it sees beside what everybody does.
+    disk: Option<Arc<Disk>>,
     /// The limit of open files.
     open_files: Option<u64>,
     /// Listening sockets that are handed down, and their names.
@@ -252,11 +253,10 @@ impl GatewayConfig {
         self
     }
 
-    /// Gives the process a disk of 1 MiB, in memory, at `path`. It is in a mount namespace of its own: nobody else sees
-    /// it, but through `/proc/PID/root`, and it is gone with the process.
+    /// Lets the process see `disk` too.
     #[must_use]
-    pub fn small_disk(mut self, path: &Path) -> Self {
-        self.launch.small_disk = Some(path.to_owned());
+    pub fn disk(mut self, disk: &Arc<Disk>) -> Self {
+        self.launch.disk = Some(Arc::clone(disk));
         self
     }
 
@@ -577,11 +577,9 @@ fn binary() -> Result<PathBuf> {
 fn spawn(directory: &TempDir, launch: &Launch, log: &str) -> Result<Process> {
     // The process id, which is to be in the environment, is known once there is a process.
     const WITH_PID: &str = "LISTEN_PID=$$ exec \"$@\"";
-    const WITH_DISK: &str = "mount -t tmpfs -o size=1m tmpfs \"$0\" && exec \"$@\"";
-    let mut command = if let Some(path) = &launch.small_disk {
-        let mut command = mortal("unshare");
-        command.args(["--mount", "--", "sh", "-c", WITH_DISK]);
-        command.arg(path).arg(binary()?);
+    let mut command = if let Some(disk) = &launch.disk {
+        let mut command = disk.inside(directory.path());
+        command.arg(binary()?);
         command
     } else if let Some(max) = launch.open_files {
         let mut command = mortal("prlimit");

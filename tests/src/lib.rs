@@ -15,6 +15,7 @@ mod claim;
 mod client;
 mod dialogue;
 mod directory;
+mod disk;
 pub mod events;
 mod gateway;
 pub mod history;
@@ -32,6 +33,7 @@ pub use api::Api;
 pub use claim::Ports;
 pub use client::{Client, ClientBuilder, LAB_PASSWORD};
 pub use dialogue::Dialogue;
+pub use disk::{Disk, ReadOnly};
 pub use gateway::{
     CliOutput, Gateway, GatewayConfig, InstanceConfig, TcpListener, TlsFiles, run_cli,
 };

@@ -88,7 +88,13 @@ fn open(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .mode(0o600);
-    options.open(path)
+    match options.open(path) {
+        // One that is there can be locked without being written.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            File::open(path).map_err(|_| error)
+        }
+        result => result,
+    }
 }
 
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {

@@ -9,12 +9,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use openvpn_simulator::{ClientSpec, Daemon, RestartSignal, Timing};
 use ovfleet_proto::v1::{
-    ClientFilter, Condition, Event, KillClientsRequest, KillMode, Outcome, event::Detail,
-    stream_events_request::Start,
+    ClientFilter, Condition, Event, KillClientsRequest, KillMode, Outcome, SetMuteRequest,
+    StreamEventsRequest, event::Detail, stream_events_request::Start,
 };
 use ovfleet_tests::{
     Api, GatewayConfig, InstanceConfig,
-    api::{all, by_name},
+    api::{all, by_name, timed},
     events::{EventLog, Item},
     poll_until,
 };
@@ -90,6 +90,34 @@ async fn sees(daemon: &Daemon, log: &EventLog, days: i64, name: &str) -> Result<
     .await
 }
 
+fn kill(name: &str, id: &str) -> KillClientsRequest {
+    KillClientsRequest {
+        selector: all(),
+        filter: Some(by_name(name)),
+        mode: KillMode::Halt.into(),
+        wait: true,
+        request_id: id.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn mute(id: &str) -> SetMuteRequest {
+    SetMuteRequest {
+        instance: "sim".to_owned(),
+        lines: 7,
+        request_id: id.to_owned(),
+    }
+}
+
+/// How many commands of that beginning a daemon has received.
+fn received(daemon: &Daemon, beginning: &str) -> usize {
+    let commands = daemon.commands();
+    let found = commands
+        .iter()
+        .filter(|command| command.starts_with(beginning.as_bytes()));
+    found.count()
+}
+
 /// Forward by a day, back by two, and home again, while the gateway does everything that it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_set_disturbs_nothing() -> Result<()> {
@@ -112,16 +140,9 @@ async fn a_clock_that_is_set_disturbs_nothing() -> Result<()> {
     let log = api.follow().await?;
     sees(&daemon, &log, 0, "before").await?;
     let first = api.status("sim").await?;
-    let kill = |name: &str, id: &str| KillClientsRequest {
-        selector: all(),
-        filter: Some(by_name(name)),
-        mode: KillMode::Halt.into(),
-        wait: true,
-        request_id: id.to_owned(),
-        ..Default::default()
-    };
     let killed_first = api.kill(kill("before1", "first")).await?;
     ensure!(killed_first.results.len() == 1, "{killed_first:#?}");
+    api.instance.set_mute(timed(mute("first"))).await?;
 
     let mut generation = first.generation.parse::<u64>()?;
     for (days, setting) in [(1, "+1d"), (-1, "-1d"), (0, "+0")] {
@@ -150,16 +171,9 @@ async fn a_clock_that_is_set_disturbs_nothing() -> Result<()> {
         ensure!(outcomes == [Outcome::Confirmed], "{days}: {killed:#?}");
 
         // What is due by time that passes is due as before.
-        let asked = |daemon: &Daemon| {
-            daemon
-                .commands()
-                .iter()
-                .filter(|command| command.starts_with(b"status"))
-                .count()
-        };
-        let before = asked(&daemon);
+        let before = received(&daemon, "status");
         poll_until("two more statuses", SOON, async || {
-            Ok((asked(&daemon) >= before + 2).then_some(()))
+            Ok((received(&daemon, "status") >= before + 2).then_some(()))
         })
         .await
         .with_context(|| format!("{days} days off"))?;
@@ -168,6 +182,8 @@ async fn a_clock_that_is_set_disturbs_nothing() -> Result<()> {
         // The same request is not carried out again.
         let again = api.kill(kill("before1", "first")).await?;
         ensure!(again == killed_first, "{days}: {again:#?}");
+        api.instance.set_mute(timed(mute(&name))).await?;
+        api.instance.set_mute(timed(mute("first"))).await?;
 
         // A new run of client numbers has a greater name than any before.
         daemon.restart(RestartSignal::Sigusr1).await?;
@@ -182,6 +198,7 @@ async fn a_clock_that_is_set_disturbs_nothing() -> Result<()> {
         generation = new;
     }
 
+    ensure!(received(&daemon, "mute ") == 4, "{:?}", daemon.commands());
     let now = api.status("sim").await?;
     ensure!(now.sessions == first.sessions, "{now:#?}");
     let events = log.events();
@@ -206,5 +223,71 @@ async fn a_clock_that_is_set_disturbs_nothing() -> Result<()> {
         .await?;
     let again: Vec<u64> = again.events().iter().map(|event| event.sequence).collect();
     ensure!(again.is_sorted_by(|a, b| a < b), "{again:?}");
+    Ok(())
+}
+
+/// Fails if somebody who sets the clock makes the gateway forget what it promised to keep: then a request is carried
+/// out twice, and events are gone before their time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_makes_nothing_on_disk_old() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("sim");
+    let daemon = Daemon::builder("sim").unix(socket).start().await?;
+    let mut journal = toml::Table::new();
+    journal.insert("disk_age".to_owned(), "1d".into());
+    let config = GatewayConfig::new()
+        .set("state_dir", "state")
+        .set("journal", journal)
+        .instance(InstanceConfig::new("sim", &daemon.address().to_string()));
+    let (clock, config) = Clock::of(config, directory.path())?;
+    let mut gateway = config.start().await?;
+    let mut api = Api::connect(&gateway).await?;
+    api.wait_attached().await?;
+    let mut log = api.follow().await?;
+    sees(&daemon, &log, 0, "before").await?;
+
+    let mut killed = Vec::new();
+    for (days, setting) in [(0, "+0"), (2, "+2d"), (-2, "-2d"), (0, "+0"), (60, "+60d")] {
+        clock.set(setting)?;
+        let step = killed.len();
+        sees(&daemon, &log, days, &format!("step{step}n")).await?;
+        let (name, id) = (format!("step{step}n1"), format!("kill{step}"));
+        let report = api.kill(kill(&name, &id)).await?;
+        ensure!(report.results.len() == 1, "{report:#?}");
+        api.instance.set_mute(timed(mute(&id))).await?;
+        killed.push((name, id, report));
+        let sent = (received(&daemon, "client-kill"), received(&daemon, "mute "));
+
+        if step % 2 == 0 {
+            gateway.kill();
+        } else {
+            ensure!(gateway.stop().await?.success());
+        }
+        gateway.start_again().await?;
+        api = Api::connect(&gateway).await?;
+        api.wait_attached().await?;
+        for (name, id, report) in &killed {
+            let again = api.kill(kill(name, id)).await?;
+            ensure!(again == *report, "{setting}: {again:#?}, not {report:#?}");
+            api.instance.set_mute(timed(mute(id))).await?;
+        }
+        let now = (received(&daemon, "client-kill"), received(&daemon, "mute "));
+        ensure!(
+            now == sent,
+            "{setting}: {now:?} commands, and {sent:?} before"
+        );
+        let everything = StreamEventsRequest {
+            start: Some(Start::Oldest(true)),
+            follow: Some(false),
+            kinds: vec!["client.established".to_owned()],
+            ..Default::default()
+        };
+        let kept = api.follow_request(everything).await?;
+        poll_until("the end", SOON, async || Ok(kept.end())).await??;
+        let first = kept.events().into_iter().find_map(|event| event.client);
+        let first = first.context("no events")?.common_name;
+        ensure!(first == "before1", "{setting}: it begins with {first}");
+        log = api.follow().await?;
+    }
     Ok(())
 }

@@ -55,8 +55,10 @@ const ONE_VERSION_BACK: &str = "
 const KILLS: usize = 6;
 /// The gateway comes to its failpoint by then.
 const DIES: Duration = Duration::from_secs(20);
-/// From its start to the first answer. A tenth of a second is usual.
+/// From its start to the first answer: a tenth of a second is usual.
 const SERVES: Duration = Duration::from_secs(2);
+/// The share of starts, in percent, that may take longer where much else is tested at the same time.
+const LATE_MAX: usize = 5;
 const SOON: Duration = Duration::from_secs(20);
 
 struct Lab {
@@ -216,7 +218,7 @@ async fn a_crash_anywhere_sends_nothing_twice_and_forgets_nothing() -> Result<()
     let mut caller = Caller::new(&lab.said, everything, cursor, &[0; DAEMONS]);
     lab.gateway.kill();
 
-    let mut slowest = Duration::ZERO;
+    let mut served = Vec::new();
     let mut deaths = BTreeMap::<&str, usize>::new();
     let mut seen = BTreeMap::<(&str, String), usize>::new();
     let mut old: Vec<(String, KillClientsResponse)> = Vec::new();
@@ -244,9 +246,7 @@ async fn a_crash_anywhere_sends_nothing_twice_and_forgets_nothing() -> Result<()
         lab.gateway.start_again().await.with_context(context)?;
         let mut api = Api::connect(&lab.gateway).await?;
         lab.registry.check(&mut api).await.with_context(context)?;
-        let served = started.elapsed();
-        slowest = slowest.max(served);
-        ensure!(served <= SERVES, "it served after {served:?}");
+        served.push(started.elapsed());
         wait_attached(&mut api).await.with_context(context)?;
         lab.look().with_context(context)?;
         for asked in &asked {
@@ -273,14 +273,15 @@ async fn a_crash_anywhere_sends_nothing_twice_and_forgets_nothing() -> Result<()
         lab.gateway.kill();
     }
     let Registry { made, cut, .. } = lab.registry;
-    eprintln!(
-        "{crashes} crashes; serving again within {slowest:.1?}; {} gaps told; {} actions kept; \
-         {made} changes of the registry answered, {} cut off and not there, {} cut off and there",
-        caller.gaps,
-        old.len(),
-        cut[0],
-        cut[1],
-    );
+    served.sort();
+    let late_max = if soak() { 0 } else { crashes * LATE_MAX / 100 };
+    let [usual, slowest] = [served[crashes / 2], served[crashes - 1]];
+    eprintln!("{crashes} crashes; serving again within {usual:.1?}, at most {slowest:.1?}");
+    eprintln!("{} gaps told; {} actions kept", caller.gaps, old.len());
+    let [undone, done] = cut;
+    eprintln!("{made} changes of the registry answered; cut off: {done} done, {undone} not");
+    let late = served.iter().filter(|served| **served > SERVES).count();
+    ensure!(late <= late_max, "{late} starts took more than {SERVES:?}");
     for (point, _) in POINTS {
         let died = deaths.get(point).copied().unwrap_or(0);
         eprintln!("  {point:24} {died}");
@@ -289,7 +290,7 @@ async fn a_crash_anywhere_sends_nothing_twice_and_forgets_nothing() -> Result<()
     for ((point, outcome), count) in seen {
         eprintln!("  {point:24} {outcome:16} {count}");
     }
-    ensure!(made > crashes && cut[0] + cut[1] > 0, "{made}, {cut:?}");
+    ensure!(made > crashes && undone + done > 0, "{made}, {cut:?}");
     Ok(())
 }
 

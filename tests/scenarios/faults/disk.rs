@@ -1,9 +1,9 @@
-//! The disk of the state fills up, or is slow: who only looks does not notice, who changes something is told why not.
+//! The disk of the state is full, read-only, or slow, under a running gateway or before it starts: who only looks does
+//! not notice, who changes something is told why not.
 
 use std::{
-    fs::OpenOptions,
-    io::Write as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,23 +11,27 @@ use anyhow::{Context as _, Result, bail, ensure};
 use openvpn_simulator::{ClientSpec, Daemon};
 use ovfleet_proto::v1::{
     ClientFilter, CreateInstanceRequest, InstanceDefinition, KillClientsRequest,
+    PauseInstanceRequest, stream_events_request::Start,
 };
 use ovfleet_tests::{
-    Api, Gateway, GatewayConfig, InstanceConfig,
+    Api, Disk, Gateway, GatewayConfig, InstanceConfig, ReadOnly,
     api::{all, reason, timed},
     events::EventLog,
     poll_until,
 };
+use tempfile::TempDir;
 use tonic::Code;
 
 /// What comes without delay; this covers a busy machine.
 const SOON: Duration = Duration::from_secs(15);
-/// How long a change may take to be refused. The promise is 1 s.
-const REFUSED_MAX: Duration = Duration::from_secs(2);
-/// From the end of the fault to the first change that is made. The promise is 5 s.
-const RECOVERY_MAX: Duration = Duration::from_secs(8);
+/// How long a change may take to be refused.
+const REFUSED_MAX: Duration = Duration::from_secs(1);
+/// From the end of the fault to the first change that is made.
+const RECOVERY_MAX: Duration = Duration::from_secs(5);
 /// Most changes that fit where there is no room any more.
 const CHANGES_MAX: usize = 200;
+/// How long the slow disk takes for one write.
+const SLOW: Duration = Duration::from_secs(4);
 
 /// A gateway, a daemon, and a stream of what happens there.
 struct Lab {
@@ -36,15 +40,15 @@ struct Lab {
     api: Api,
     log: EventLog,
     created: usize,
+    _directory: TempDir,
 }
 
 impl Lab {
-    async fn start(config: GatewayConfig, directory: &Path) -> Result<Self> {
-        let daemon = Daemon::builder("sim")
-            .unix(directory.join("sim"))
-            .start()
-            .await?;
+    async fn start(config: GatewayConfig, state: &Path, directory: TempDir) -> Result<Self> {
+        let socket = directory.path().join("sim");
+        let daemon = Daemon::builder("sim").unix(socket).start().await?;
         let gateway = config
+            .set("state_dir", state.display().to_string())
             .instance(InstanceConfig::new("sim", &daemon.address().to_string()))
             .start()
             .await?;
@@ -57,7 +61,30 @@ impl Lab {
             api,
             log,
             created: 0,
+            _directory: directory,
         })
+    }
+
+    /// With the state on a small disk.
+    async fn on_disk() -> Result<(Self, Arc<Disk>)> {
+        let directory = tempfile::tempdir()?;
+        let mount = directory.path().join("disk");
+        std::fs::create_dir(&mount)?;
+        let disk = Arc::new(Disk::mount(&mount).await?);
+        let config = GatewayConfig::new().disk(&disk);
+        let mut lab = Self::start(config, &mount.join("state"), directory).await?;
+        ensure!(lab.change().await?.is_none(), "there is room");
+        Ok((lab, disk))
+    }
+
+    /// Starts it again on the state that it left. Its daemon is attached, and the stream begins with what was before.
+    async fn start_again(&mut self) -> Result<()> {
+        self.gateway.start_again().await?;
+        self.api = Api::connect(&self.gateway).await?;
+        let attached = ovfleet_proto::v1::Condition::Attached;
+        self.api.wait_condition("sim", attached, SOON).await?;
+        self.log = self.api.follow_from(Start::Oldest(true)).await?;
+        Ok(())
     }
 
     /// A change, which has to be on disk before it is made; how long it took to be refused, and the reason.
@@ -75,24 +102,38 @@ impl Lab {
         let Err(status) = self.api.inventory.create_instance(timed(request)).await else {
             return Ok(None);
         };
-        ensure!(status.code() == Code::Unavailable, "{status:?}");
-        ensure!(
-            reason(&status).as_deref() == Some("STATE_UNAVAILABLE"),
-            "{status:?}"
-        );
+        ensure_unavailable(&status)?;
         Ok(Some((asked.elapsed(), status.message().to_owned())))
     }
 
-    /// Changes until one is refused; gives the reason.
-    async fn refused(&mut self) -> Result<String> {
+    /// Changes until one is refused; the reason has these words.
+    async fn refused(&mut self, words: &[&str]) -> Result<()> {
         for _ in 0..CHANGES_MAX {
             if let Some((took, message)) = self.change().await? {
                 eprintln!("refused after {took:?}: {message}");
                 ensure!(took <= REFUSED_MAX, "{took:?}");
-                return Ok(message);
+                ensure!(words.iter().all(|word| message.contains(word)), "{message}");
+                return self.kill_is_refused().await;
             }
         }
         bail!("{CHANGES_MAX} changes were made")
+    }
+
+    /// A kill is a change too: nobody could say later whether it was sent.
+    async fn kill_is_refused(&mut self) -> Result<()> {
+        let kill = KillClientsRequest {
+            selector: all(),
+            filter: Some(ClientFilter::default()),
+            every_client: true,
+            ..Default::default()
+        };
+        let asked = Instant::now();
+        let refused = self.api.kill(kill).await.err();
+        ensure!(asked.elapsed() <= REFUSED_MAX, "{:?}", asked.elapsed());
+        ensure_unavailable(&refused.context("it was carried out")?)?;
+        let commands = self.daemon.commands();
+        ensure!(!commands.iter().any(|line| line.starts_with(b"client-kill")));
+        Ok(())
     }
 
     /// A client connects, its event comes, and lists answer.
@@ -109,75 +150,53 @@ impl Lab {
             })
             .await?;
         self.api.clients(ClientFilter::default()).await?;
-        ensure!(asked.elapsed() < REFUSED_MAX, "{:?}", asked.elapsed());
+        ensure!(asked.elapsed() < REFUSED_MAX * 2, "{:?}", asked.elapsed());
         Ok(())
     }
 
-    /// Waits until changes are made again.
-    async fn recovers(&mut self) -> Result<()> {
-        let over = Instant::now();
-        poll_until("a change to be made", RECOVERY_MAX, async || {
-            Ok(self.change().await?.is_none().then_some(()))
-        })
-        .await?;
-        eprintln!("changes are made {:?} after the fault", over.elapsed());
+    async fn trouble(&self) -> Result<Option<String>> {
+        let (_, metrics) = self.gateway.http_get("/metrics").await?;
+        let found = metrics.lines().find_map(|line| {
+            let rest = line.strip_prefix("ovfleet_state_trouble{cause=\"")?;
+            let (cause, value) = rest.split_once("\"} ")?;
+            (value == "1").then(|| cause.to_owned())
+        });
+        Ok(found)
+    }
+
+    /// Waits until changes are made again, since the fault was over.
+    async fn recovers(&mut self, over: Instant) -> Result<()> {
+        let mut last = None;
+        let made = poll_until("a change to be made", SOON, async || {
+            last = self.change().await?;
+            Ok(last.is_none().then_some(()))
+        });
+        made.await.with_context(|| format!("{last:?}"))?;
+        let took = over.elapsed();
+        eprintln!("changes are made {took:?} after the fault");
+        ensure!(took <= RECOVERY_MAX, "{took:?}");
+        ensure!(self.trouble().await?.is_none());
         self.looks().await
     }
+}
+
+fn ensure_unavailable(status: &tonic::Status) -> Result<()> {
+    ensure!(status.code() == Code::Unavailable, "{status:?}");
+    let reason = reason(status);
+    ensure!(reason.as_deref() == Some("STATE_UNAVAILABLE"), "{status:?}");
+    Ok(())
 }
 
 /// A full disk refuses changes with its reason, and nothing else; when there is room again they are made again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_changes_and_nothing_else() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let disk = directory.path().join("disk");
-    std::fs::create_dir(&disk)?;
-    let config = GatewayConfig::new()
-        .set("state_dir", disk.join("state").display().to_string())
-        .small_disk(&disk);
-    let mut lab = Lab::start(config, directory.path()).await?;
-    ensure!(lab.change().await?.is_none(), "there is room");
-
-    // The disk is there for the gateway alone, and gone with it.
-    let seen = PathBuf::from(format!("/proc/{}/root", lab.gateway.pid()));
-    let filler = seen.join(disk.strip_prefix("/")?).join("filler");
-    let mut file = OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .open(&filler)?;
-    while file.write_all(&[0; 4096]).is_ok() {}
-    let message = lab.refused().await?;
-    ensure!(
-        message.contains("full") && message.contains("make room"),
-        "{message}"
-    );
-    // A kill is a change too: nobody could say later whether it was sent.
-    let kill = KillClientsRequest {
-        selector: all(),
-        filter: Some(ClientFilter::default()),
-        every_client: true,
-        ..Default::default()
-    };
-    let asked = Instant::now();
-    let refused = lab
-        .api
-        .kill(kill)
-        .await
-        .err()
-        .context("it was carried out")?;
-    ensure!(asked.elapsed() <= REFUSED_MAX, "{:?}", asked.elapsed());
-    ensure!(
-        reason(&refused).as_deref() == Some("STATE_UNAVAILABLE"),
-        "{refused:?}"
-    );
-    let commands = lab.daemon.commands();
-    ensure!(!commands.iter().any(|line| line.starts_with(b"client-kill")));
+    let (mut lab, disk) = Lab::on_disk().await?;
+    disk.fill()?;
+    lab.refused(&["full", "make room"]).await?;
     lab.looks().await?;
-    let (_, metrics) = lab.gateway.http_get("/metrics").await?;
-    ensure!(metrics.contains("\"full\"} 1"), "{metrics}");
-
-    drop(file);
-    std::fs::remove_file(&filler)?;
-    lab.recovers().await
+    ensure!(lab.trouble().await?.as_deref() == Some("full"));
+    disk.make_room()?;
+    lab.recovers(Instant::now()).await
 }
 
 /// A disk that does not answer in time: changes are refused in time, and nobody else waits.
@@ -185,12 +204,127 @@ async fn a_full_disk_refuses_changes_and_nothing_else() -> Result<()> {
 async fn a_slow_disk_refuses_changes_and_nothing_else() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let state = directory.path().join("state");
-    let config = GatewayConfig::new()
-        .set("state_dir", state.display().to_string())
-        .environment("OVFLEET_FAILPOINT", "state.write=delay:4s@30*1");
-    let mut lab = Lab::start(config, directory.path()).await?;
-    let message = lab.refused().await?;
-    ensure!(message.contains("does not answer within"), "{message}");
+    let slow = format!("state.write=delay:{}s@30*1", SLOW.as_secs());
+    let config = GatewayConfig::new().environment("OVFLEET_FAILPOINT", &slow);
+    let mut lab = Lab::start(config, &state, directory).await?;
+    lab.refused(&["does not answer within"]).await?;
+    // It is over then at the earliest: what was refused waited no longer than this.
+    let over = Instant::now() + SLOW - 2 * REFUSED_MAX;
     lab.looks().await?;
-    lab.recovers().await
+    ensure!(lab.trouble().await?.as_deref() == Some("slow"));
+    lab.recovers(over).await
+}
+
+/// A file system that becomes read-only, as after an error of its disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_disk_refuses_changes_and_nothing_else() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let state = directory.path().join("state");
+    let mut lab = Lab::start(GatewayConfig::new(), &state, directory).await?;
+    ensure!(lab.change().await?.is_none(), "it is writable");
+    let files = ["state.db", "state.db-wal", "state.db-shm", "probe"];
+    let files = files.map(|file| state.join(file));
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let read_only = ReadOnly::begin(&lab.gateway, &files).await?;
+    lab.refused(&["read-only", "make it writable"]).await?;
+    lab.looks().await?;
+    ensure!(lab.trouble().await?.as_deref() == Some("read_only"));
+    read_only.end().await?;
+    lab.recovers(Instant::now()).await
+}
+
+/// What a gateway that begins on a disk that takes nothing has to be able to do, until it takes something again.
+async fn begins_without_writing(
+    orderly: bool,
+    break_it: impl Fn(&Disk) -> Result<()>,
+    mend_it: impl Fn(&Disk) -> Result<()>,
+    words: &[&str],
+    trouble: &str,
+) -> Result<()> {
+    let (mut lab, disk) = Lab::on_disk().await?;
+    let paused = PauseInstanceRequest {
+        name: "new1".to_owned(),
+        ..Default::default()
+    };
+    lab.api.inventory.pause_instance(timed(paused)).await?;
+    lab.looks().await?;
+    if orderly {
+        ensure!(lab.gateway.stop().await?.success());
+    } else {
+        lab.gateway.kill();
+    }
+    break_it(&disk)?;
+    lab.start_again().await?;
+    // What was before the start is there: instances, and events.
+    let instances = lab.api.instances().await?;
+    let new = instances.iter().find_map(|instance| {
+        let spec = instance.spec.as_ref()?;
+        (spec.name == "new1").then_some(spec.paused)
+    });
+    ensure!(new == Some(true), "{instances:#?}");
+    let first = lab.log.wait_event("an event of before", SOON, |event| {
+        event.kind == "client.established"
+    });
+    let first = first.await?.0.sequence;
+    lab.refused(words).await?;
+    lab.looks().await?;
+    ensure!(lab.trouble().await?.as_deref() == Some(trouble));
+
+    mend_it(&disk)?;
+    lab.recovers(Instant::now()).await?;
+    // It is as if it had begun in order: the same events, what was missed is told, and the next one knows all.
+    let (told, events) = history(&mut lab).await?;
+    ensure!(events.first() == Some(&first), "{events:?}, not {first}");
+    ensure!(told == usize::from(!orderly), "{told} restarts told");
+    ensure!(lab.gateway.stop().await?.success());
+    lab.start_again().await?;
+    let (again, after) = history(&mut lab).await?;
+    ensure!(after.starts_with(&events), "{after:?}, not {events:?}");
+    ensure!(again == told, "{again} restarts told");
+    ensure!(lab.change().await?.is_none(), "it is writable");
+    Ok(())
+}
+
+/// How many restarts without an end are told of, and the clients that came, in order of sequence.
+async fn history(lab: &mut Lab) -> Result<(usize, Vec<u64>)> {
+    use ovfleet_proto::v1::{GapCause, StreamEventsRequest};
+
+    let request = StreamEventsRequest {
+        start: Some(Start::Oldest(true)),
+        follow: Some(false),
+        kinds: vec!["client.established".to_owned()],
+        ..Default::default()
+    };
+    let log = lab.api.follow_request(request).await?;
+    poll_until("the end", SOON, async || Ok(log.end())).await??;
+    let received = log.received();
+    let gaps = received.iter().filter_map(|one| one.item.gap());
+    let told = gaps.filter(|gap| gap.cause() == GapCause::GatewayRestarted);
+    let events = log.events();
+    Ok((
+        told.count(),
+        events.iter().map(|event| event.sequence).collect(),
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_begins_on_a_full_disk() -> Result<()> {
+    for orderly in [true, false] {
+        let words = ["full", "make room"];
+        begins_without_writing(orderly, Disk::fill, Disk::make_room, &words, "full").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_begins_on_a_read_only_disk() -> Result<()> {
+    for orderly in [true, false] {
+        let (ro, rw) = (
+            |it: &Disk| it.set_read_only(true),
+            |it: &Disk| it.set_read_only(false),
+        );
+        let words = ["read-only", "make it writable"];
+        begins_without_writing(orderly, ro, rw, &words, "read_only").await?;
+    }
+    Ok(())
 }

@@ -63,10 +63,10 @@ impl Calls {
             "the gateway ended while it was sent",
         )));
         let unknown = unknown.encode_to_vec();
-        let opening = state.write_patiently(move |transaction| {
+        let opening = state.write_at_start(move |transaction| {
             transaction.execute(
                 "UPDATE calls SET stage = 2, body = ?1 WHERE stage < 2",
-                [unknown],
+                [&unknown],
             )
         });
         opening.await?;

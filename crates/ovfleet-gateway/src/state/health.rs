@@ -1,10 +1,12 @@
 //! How the state fares: whether it takes writes, and what they cost.
 
 use std::{
-    path::PathBuf,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -14,7 +16,10 @@ use rusqlite::ErrorCode;
 use super::open::is_damage;
 
 /// How long a change waits for the disk before it is refused.
-pub(crate) const WRITE_WAIT_MAX: Duration = Duration::from_millis(800);
+pub(crate) const WRITE_WAIT_MAX: Duration = Duration::from_millis(500);
+
+/// What is written to ask a file system what it has against it.
+const PROBE_NAME: &str = "probe";
 
 /// Why nothing can be written now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,26 +79,41 @@ impl Trouble {
 
     const fn remedy(self) -> &'static str {
         match self {
-            Self::Full => "make room; it goes on by itself",
-            Self::ReadOnly => "make it writable again; it goes on by itself",
+            Self::Full => "the disk is full: make room; it goes on by itself",
+            Self::ReadOnly => "the disk is read-only: make it writable again; it goes on by itself",
             Self::Slow => "see what keeps it busy",
             Self::Damaged => "restart the gateway: it sets the file aside and begins a new one",
             Self::Other => "see that the disk works; it goes on by itself",
         }
     }
 
-    pub(super) fn of(error: &rusqlite::Error) -> Self {
+    /// What an error amounts to, of a file at `path`.
+    pub(super) fn of(error: &rusqlite::Error, path: Option<&Path>) -> Self {
         match error.sqlite_error_code() {
             _ if is_damage(error) => Self::Damaged,
             Some(ErrorCode::DiskFull) => Self::Full,
             Some(ErrorCode::ReadOnly) => Self::ReadOnly,
-            _ => Self::Other,
+            // SQLite does not always say why.
+            _ => path.and_then(Self::of_file_system).unwrap_or(Self::Other),
+        }
+    }
+
+    /// What the file system says of a write beside the file.
+    fn of_file_system(path: &Path) -> Option<Self> {
+        let probe = path.with_file_name(PROBE_NAME);
+        let written = fs::write(&probe, [0]);
+        // One that stays is written over by the next.
+        let _ = fs::remove_file(&probe);
+        match written.err()?.kind() {
+            ErrorKind::ReadOnlyFilesystem => Some(Self::ReadOnly),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(Self::Full),
+            _ => None,
         }
     }
 }
 
 /// Whether an error says something of the disk, and not only of what was asked of it.
-fn is_of_disk(error: &rusqlite::Error) -> bool {
+pub(super) fn is_of_disk(error: &rusqlite::Error) -> bool {
     use ErrorCode::{
         CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull,
         FileLockingProtocolFailed, NotADatabase, OutOfMemory, PermissionDenied, ReadOnly,
@@ -126,6 +146,8 @@ pub(super) struct Health {
     /// Why the last write failed. Locked to copy or replace it.
     last: Mutex<Option<WriteError>>,
     started: Instant,
+    /// What is on disk is only looked at: it could not be written at the start.
+    frozen: AtomicBool,
     /// Since when the thread has been at one job, in ms after `started`, plus one; 0 while it waits for one.
     busy_since: AtomicU64,
     writes: AtomicU64,
@@ -158,6 +180,7 @@ impl Health {
             path,
             last: Mutex::default(),
             started: Instant::now(),
+            frozen: AtomicBool::new(false),
             busy_since: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -174,20 +197,21 @@ impl Health {
         Instant::now()
     }
 
-    /// Notes how a write went; gives the error as callers see it.
+    /// Notes how a write went, and whether there was anything to write; gives the error as callers see it.
     pub(super) fn end(
         &self,
         began: Instant,
-        failed: Option<&rusqlite::Error>,
+        result: Result<bool, &rusqlite::Error>,
     ) -> Option<WriteError> {
         self.busy_since.store(0, Ordering::Relaxed);
+        if let Ok(false) = result {
+            // Which says nothing of the disk.
+            return None;
+        }
+        let failed = result.err();
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.micros.fetch_add(micros, Ordering::Relaxed);
-        let error = failed.map(|error| WriteError::Refused {
-            place: self.place.clone(),
-            reason: error.to_string(),
-            trouble: Trouble::of(error),
-        });
+        let error = failed.map(|error| self.refused(error));
         let counter = if error.is_some() {
             &self.failures
         } else {
@@ -210,6 +234,21 @@ impl Health {
         error
     }
 
+    /// An error as callers see it. Blocks: it may ask the disk.
+    pub(super) fn refused(&self, error: &rusqlite::Error) -> WriteError {
+        WriteError::Refused {
+            place: self.place.clone(),
+            reason: error.to_string(),
+            trouble: Trouble::of(error, self.path.as_deref()),
+        }
+    }
+
+    /// The same of what could not be read.
+    pub(super) fn unread(&self, error: &rusqlite::Error) -> WriteError {
+        tracing::error!(%error, place = self.place, "the state cannot be read");
+        self.refused(error)
+    }
+
     /// Why a change would be refused now.
     pub(super) fn check(&self) -> Result<(), WriteError> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -220,6 +259,15 @@ impl Health {
         let stuck = since != 0
             && Duration::from_millis(self.millis().saturating_sub(since)) > WRITE_WAIT_MAX;
         if stuck { Err(self.slow()) } else { Ok(()) }
+    }
+
+    /// Whether what is on disk is only looked at, through the one connection that could be opened.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_frozen(&self, frozen: bool) {
+        self.frozen.store(frozen, Ordering::Release);
     }
 
     /// Whether the last write failed.
@@ -239,7 +287,7 @@ impl Health {
             let Some(path) = &self.path else { return 0 };
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
-            std::fs::metadata(name).map_or(0, |metadata| metadata.len())
+            fs::metadata(name).map_or(0, |metadata| metadata.len())
         };
         Figures {
             trouble: match self.check() {

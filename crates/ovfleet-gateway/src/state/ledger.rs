@@ -78,7 +78,7 @@ impl Actions {
     /// Reads what there is, and finishes what an earlier run left unfinished.
     pub(crate) async fn open(state: &State, cursors: Arc<Cursors>) -> Result<Self, WriteError> {
         let now = SystemTime::now();
-        let opening = state.write_patiently(move |transaction| {
+        let opening = state.write_at_start(move |transaction| {
             let mut unfinished =
                 transaction.prepare("SELECT number FROM actions WHERE stage < 2")?;
             let unfinished: Vec<i64> = unfinished

@@ -1,7 +1,7 @@
 //! What outlives the process: one SQLite file in the state directory, written by one thread.
 //!
 //! ```text
-//! callers ── write(job), at most 800 ms ──► queue ──► thread "state" ──► state.db
+//! callers ── write(job), at most 500 ms ──► queue ──► thread "state" ──► state.db
 //! callers ── read(job) ──► one of a few read-only connections, where blocking is allowed
 //! ```
 //!
@@ -10,6 +10,7 @@
 
 mod age;
 mod calls;
+mod frozen;
 mod generations;
 mod health;
 mod journal;
@@ -89,9 +90,14 @@ impl State {
             path: PathBuf::from(":memory:"),
             reason: error.to_string(),
         };
+        let health = Arc::new(Health::new(path.clone()));
         let (connection, clock, set_aside) = match directory {
             Some(directory) => {
                 let opened = open::open(directory)?;
+                if let Some(error) = &opened.unwritable {
+                    health.end(health.begin(), Err(error));
+                    health.set_frozen(true);
+                }
                 (opened.connection, opened.clock, opened.set_aside)
             }
             None => {
@@ -99,7 +105,6 @@ impl State {
                 (connection, clock, None)
             }
         };
-        let health = Arc::new(Health::new(path.clone()));
         Ok(Self(Arc::new(Inner {
             writer: Writer::start(connection, path.clone(), Arc::clone(&health))?,
             health,
@@ -173,6 +178,15 @@ impl State {
         reply.await.unwrap_or(Err(WriteError::Closed))
     }
 
+    /// The same for what a start does. If nothing can be written it is done as if it could, and again once it can.
+    async fn write_at_start<T: Send + 'static>(
+        &self,
+        job: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        let reply = self.0.writer.submit_at_start(job)?;
+        reply.await.unwrap_or(Err(WriteError::Closed))
+    }
+
     /// Reads through a connection of its own.
     ///
     /// # Errors
@@ -185,35 +199,28 @@ impl State {
             // In memory there is one connection only.
             return self.write_patiently(|transaction| job(transaction)).await;
         };
+        if self.0.health.is_frozen() {
+            let reply = self.0.writer.submit_read(job)?;
+            return reply.await.unwrap_or(Err(WriteError::Closed));
+        }
         // The semaphore is never closed.
         let _permit = self.0.permits.acquire().await;
         let inner = Arc::clone(&self.0);
         let reading = spawn_blocking(move || {
             let idle = inner.lock_readers().pop();
             let connection = match idle {
-                Some(connection) => connection,
-                None => open::open_reader(&path)?,
+                Some(connection) => Ok(connection),
+                None => open::open_reader(&path),
             };
-            let result = job(&connection);
-            // One that had trouble is not used again.
-            if result.is_ok() {
+            let result = connection.and_then(|connection| {
+                let found = job(&connection)?;
+                // One that had trouble is not used again.
                 inner.lock_readers().push(connection);
-            }
-            result
+                Ok(found)
+            });
+            result.map_err(|error| inner.health.unread(&error))
         });
-        let place = || self.0.health.place.clone();
-        match reading.await {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err(error)) => {
-                tracing::error!(%error, place = place(), "the state cannot be read");
-                Err(WriteError::Refused {
-                    place: place(),
-                    reason: error.to_string(),
-                    trouble: Trouble::of(&error),
-                })
-            }
-            Err(_) => Err(WriteError::Closed),
-        }
+        reading.await.unwrap_or(Err(WriteError::Closed))
     }
 
     /// Writes back what is in the log, and ends the thread; waits at most `wait` for it.

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::{age::Clock, schema};
+use super::{age::Clock, frozen, health::is_of_disk, schema};
 
 /// Its name in the state directory.
 pub(crate) const FILE_NAME: &str = "state.db";
@@ -66,6 +66,8 @@ pub(super) struct Opened {
     pub(super) clock: Clock,
     /// Where a damaged one went, of which this is the replacement.
     pub(super) set_aside: Option<PathBuf>,
+    /// Why it can only be looked at.
+    pub(super) unwritable: Option<rusqlite::Error>,
 }
 
 /// Opens the database of a directory, or begins one.
@@ -76,8 +78,18 @@ pub(super) fn open(directory: &Path) -> Result<Opened, OpenError> {
             connection,
             clock,
             set_aside: None,
+            unwritable: None,
         }),
         Err(Problem::Refused(error)) => Err(error),
+        Err(Problem::Unwritable(error)) => match look(&path) {
+            Ok((connection, clock)) => Ok(Opened {
+                connection,
+                clock,
+                set_aside: None,
+                unwritable: Some(error),
+            }),
+            Err(_) => Err(unusable(&path, &error)),
+        },
         Err(Problem::Damaged(reason)) => {
             let aside = set_aside(&path).map_err(|error| OpenError::Unusable {
                 path: path.clone(),
@@ -90,6 +102,7 @@ pub(super) fn open(directory: &Path) -> Result<Opened, OpenError> {
             );
             let (connection, clock) = open_file(&path).map_err(|problem| match problem {
                 Problem::Refused(error) => error,
+                Problem::Unwritable(error) => unusable(&path, &error),
                 Problem::Damaged(reason) => OpenError::Unusable {
                     path: path.clone(),
                     reason,
@@ -99,6 +112,7 @@ pub(super) fn open(directory: &Path) -> Result<Opened, OpenError> {
                 connection,
                 clock,
                 set_aside: Some(aside),
+                unwritable: None,
             })
         }
     }
@@ -132,6 +146,18 @@ pub(super) fn reopen(path: &Path) -> rusqlite::Result<Connection> {
 enum Problem {
     Refused(OpenError),
     Damaged(String),
+    /// The disk has trouble, and what is there may be whole.
+    Unwritable(rusqlite::Error),
+}
+
+/// Opens a file that cannot be written.
+fn look(path: &Path) -> Result<(Connection, Clock), Problem> {
+    let at = |error: rusqlite::Error| problem(path, error);
+    let connection = frozen::look(path).map_err(at)?;
+    check(&connection, path)?;
+    let clock = Clock::go_on(&connection).map_err(at)?;
+    frozen::shadow(&connection).map_err(at)?;
+    Ok((connection, clock))
 }
 
 fn open_file(path: &Path) -> Result<(Connection, Clock), Problem> {
@@ -139,7 +165,7 @@ fn open_file(path: &Path) -> Result<(Connection, Clock), Problem> {
     if fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0) {
         return Err(Problem::Damaged("it is empty".to_owned()));
     }
-    let at = |error: rusqlite::Error| problem(path, &error);
+    let at = |error: rusqlite::Error| problem(path, error);
     let mut connection = Connection::open(path).map_err(at)?;
     let found = schema::version(&connection).map_err(at)?;
     if found > schema::VERSION {
@@ -172,7 +198,7 @@ fn set_up(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn check(connection: &Connection, path: &Path) -> Result<(), Problem> {
-    let at = |error: rusqlite::Error| problem(path, &error);
+    let at = |error: rusqlite::Error| problem(path, error);
     let ask = |pragma: &str| -> Result<(), Problem> {
         let found: String = connection
             .query_row(pragma, [], |row| row.get(0))
@@ -191,14 +217,20 @@ fn check(connection: &Connection, path: &Path) -> Result<(), Problem> {
         .try_for_each(|table| ask(&format!("PRAGMA quick_check({table})")))
 }
 
-fn problem(path: &Path, error: &rusqlite::Error) -> Problem {
-    if is_damage(error) {
+fn problem(path: &Path, error: rusqlite::Error) -> Problem {
+    if is_damage(&error) {
         Problem::Damaged(error.to_string())
+    } else if is_of_disk(&error) {
+        Problem::Unwritable(error)
     } else {
-        Problem::Refused(OpenError::Unusable {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        })
+        Problem::Refused(unusable(path, &error))
+    }
+}
+
+fn unusable(path: &Path, error: &rusqlite::Error) -> OpenError {
+    OpenError::Unusable {
+        path: path.to_owned(),
+        reason: error.to_string(),
     }
 }
 
@@ -210,17 +242,19 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     )
 }
 
+/// What lies beside a file, with a longer name.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
 /// Moves a database out of the way, with what belongs to it.
 fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let time = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
-    let with = |path: &Path, suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    let aside = with(path, &format!(".corrupt-{time}"));
+    let aside = beside(path, &format!(".corrupt-{time}"));
     for suffix in ["-wal", "-shm", ""] {
-        match fs::rename(with(path, suffix), with(&aside, suffix)) {
+        match fs::rename(beside(path, suffix), beside(&aside, suffix)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }

@@ -194,3 +194,15 @@ async fn the_state_grows_older_while_somebody_runs_on_it() {
     drop(second);
     assert!(open(directory.path()).age() >= later);
 }
+
+/// Fails if a write that had nothing to write passes for one that the disk took.
+#[test]
+fn what_writes_nothing_says_nothing_of_the_disk() {
+    let health = Health::new(None);
+    let full = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(13), None);
+    assert!(health.end(health.begin(), Err(&full)).is_some());
+    assert_eq!(health.end(health.begin(), Ok(false)), None);
+    assert!(health.check().is_err());
+    assert_eq!(health.end(health.begin(), Ok(true)), None);
+    assert!(health.check().is_ok());
+}

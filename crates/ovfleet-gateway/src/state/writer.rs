@@ -7,7 +7,7 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use openvpn_fleet::failpoint;
@@ -15,7 +15,8 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, ffi};
 use tokio::sync::oneshot;
 
 use super::{
-    health::{Health, WriteError},
+    frozen,
+    health::{Health, WriteError, is_of_disk},
     open::{self, OpenError},
 };
 
@@ -33,6 +34,10 @@ pub(super) struct Writer {
 
 enum Message {
     Job(Box<dyn Job>),
+    /// What a start does.
+    AtStart(Box<dyn Job>),
+    /// What only looks, where there is no other connection.
+    Read(Box<dyn FnOnce(&Connection) + Send>),
     Close(oneshot::Sender<()>),
 }
 
@@ -68,15 +73,49 @@ where
     }
 
     fn answer(&mut self, failed: Option<WriteError>) {
-        let result = match (failed, self.done.take()) {
-            (None, Some(done)) => Ok(done),
-            (Some(error), _) => Err(error),
-            (None, None) => Err(WriteError::Closed),
-        };
-        if let Some(reply) = self.reply.take() {
-            // Whoever gave up hears nothing.
-            let _ = reply.send(result);
-        }
+        answer(&mut self.reply, failed, self.done.take());
+    }
+}
+
+/// What a start does, and does again once the disk takes it.
+struct Repeatable<T, F> {
+    work: F,
+    done: Option<T>,
+    reply: Option<oneshot::Sender<Result<T, WriteError>>>,
+}
+
+impl<T, F> Job for Repeatable<T, F>
+where
+    T: Send,
+    F: Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send,
+{
+    fn is_given_up(&self) -> bool {
+        false
+    }
+
+    fn run(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        self.done = Some((self.work)(transaction)?);
+        Ok(())
+    }
+
+    fn answer(&mut self, failed: Option<WriteError>) {
+        answer(&mut self.reply, failed, self.done.take());
+    }
+}
+
+fn answer<T>(
+    reply: &mut Option<oneshot::Sender<Result<T, WriteError>>>,
+    failed: Option<WriteError>,
+    done: Option<T>,
+) {
+    let result = match (failed, done) {
+        (None, Some(done)) => Ok(done),
+        (Some(error), _) => Err(error),
+        (None, None) => Err(WriteError::Closed),
+    };
+    if let Some(reply) = reply.take() {
+        // Whoever gave up hears nothing.
+        let _ = reply.send(result);
     }
 }
 
@@ -91,6 +130,8 @@ impl Writer {
             connection,
             path,
             health: Arc::clone(&health),
+            probed: Instant::now(),
+            once_more: Vec::new(),
         };
         let place = health.place.clone();
         thread::Builder::new()
@@ -108,13 +149,46 @@ impl Writer {
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T, WriteError>>, WriteError> {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(Pending {
+        self.send(Message::Job(Box::new(Pending {
             work: Some(work),
             done: None,
             reply: Some(reply),
-        });
-        match self.jobs.try_send(Message::Job(job)) {
-            Ok(()) => Ok(answer),
+        })))?;
+        Ok(answer)
+    }
+
+    /// Submits what a start does: whatever the disk says.
+    pub(super) fn submit_at_start<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<T, WriteError>>, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::AtStart(Box::new(Repeatable {
+            work,
+            done: None,
+            reply: Some(reply),
+        })))?;
+        Ok(answer)
+    }
+
+    /// Submits what only looks.
+    pub(super) fn submit_read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<T, WriteError>>, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        let health = Arc::clone(&self.health);
+        self.send(Message::Read(Box::new(move |connection| {
+            let found = work(connection).map_err(|error| health.unread(&error));
+            // Whoever gave up hears nothing.
+            let _ = reply.send(found);
+        })))?;
+        Ok(answer)
+    }
+
+    fn send(&self, message: Message) -> Result<(), WriteError> {
+        match self.jobs.try_send(message) {
+            Ok(()) => Ok(()),
             Err(TrySendError::Full(_)) => Err(self.health.slow()),
             Err(TrySendError::Disconnected(_)) => Err(WriteError::Closed),
         }
@@ -137,16 +211,26 @@ struct Work {
     connection: Connection,
     path: Option<PathBuf>,
     health: Arc<Health>,
+    /// When it was tried last whether the disk takes writes again.
+    probed: Instant,
+    /// What a start did in memory, and what is done once the disk takes it.
+    once_more: Vec<Box<dyn Job>>,
 }
 
 impl Work {
     fn run(mut self, queue: &Receiver<Message>) {
         loop {
             let message = if self.health.is_refusing() {
-                match queue.recv_timeout(PROBE_INTERVAL) {
+                let wait = PROBE_INTERVAL.saturating_sub(self.probed.elapsed());
+                let received = match wait.is_zero() {
+                    true => Err(RecvTimeoutError::Timeout),
+                    false => queue.recv_timeout(wait),
+                };
+                match received {
                     Ok(message) => message,
                     Err(RecvTimeoutError::Timeout) => {
                         self.probe();
+                        self.probed = Instant::now();
                         continue;
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -162,16 +246,17 @@ impl Work {
                     if job.is_given_up() {
                         continue;
                     }
-                    let began = self.health.begin();
-                    let result = write(&mut self.connection, |transaction| {
-                        job.run(transaction)?;
-                        // Whoever gave up meanwhile was told that nothing happened.
-                        Ok(!job.is_given_up())
-                    });
-                    failpoint::hit("state.committed");
-                    let failed = self.health.end(began, result.as_ref().err());
+                    let failed = match self.health.is_frozen() {
+                        true => self.health.check().err(),
+                        false => self
+                            .write(job.as_mut())
+                            .err()
+                            .and_then(|(_, failed)| failed),
+                    };
                     job.answer(failed);
                 }
+                Message::AtStart(job) => self.at_start(job),
+                Message::Read(job) => job(&self.connection),
                 Message::Close(closed) => {
                     // What stays in the log is read from there.
                     let _ = self.connection.query_row(
@@ -187,23 +272,87 @@ impl Work {
         }
     }
 
+    /// Does a job and commits it; an error comes as callers see it too.
+    fn write(&mut self, job: &mut dyn Job) -> Result<(), (rusqlite::Error, Option<WriteError>)> {
+        let began = self.health.begin();
+        let result = write(&mut self.connection, |transaction| {
+            job.run(transaction)?;
+            // Whoever gave up meanwhile was told that nothing happened.
+            Ok(!job.is_given_up())
+        });
+        failpoint::hit("state.committed");
+        let failed = self.health.end(began, result.as_ref().copied());
+        result.map(drop).map_err(|error| (error, failed))
+    }
+
+    /// Does what a start does: in memory, if the disk does not take it.
+    fn at_start(&mut self, mut job: Box<dyn Job>) {
+        if !self.health.is_frozen() {
+            match self.write(job.as_mut()) {
+                Err((error, _))
+                    if is_of_disk(&error) && frozen::shadow(&self.connection).is_ok() =>
+                {
+                    self.health.set_frozen(true);
+                }
+                result => {
+                    job.answer(result.err().and_then(|(_, failed)| failed));
+                    return;
+                }
+            }
+        }
+        let done = in_memory(&mut self.connection, job.as_mut());
+        job.answer(done.err().map(|error| self.health.refused(&error)));
+        self.once_more.push(job);
+    }
+
     /// Tries a write; one that succeeds ends the trouble.
     fn probe(&mut self) {
+        let path = self.path.clone();
         let began = self.health.begin();
-        let mut result = probe(&mut self.connection);
-        if let (Err(_), Some(path)) = (&result, &self.path) {
-            result = self.reopened(path.clone().as_path());
-        }
-        self.health.end(began, result.as_ref().err());
+        let result = match path {
+            Some(path) if self.health.is_frozen() => self.thaw(&path),
+            Some(path) => probe(&mut self.connection).or_else(|_| self.reopen(&path)),
+            None => probe(&mut self.connection),
+        };
+        self.health.end(began, result.as_ref().map(|()| true));
     }
 
     /// A connection may have got stuck with the trouble of before.
-    fn reopened(&mut self, path: &Path) -> rusqlite::Result<()> {
+    fn reopen(&mut self, path: &Path) -> rusqlite::Result<()> {
         let mut connection = open::reopen(path)?;
+        write(&mut connection, |transaction| {
+            let mut jobs = self.once_more.iter_mut();
+            jobs.try_for_each(|job| job.run(transaction)).map(|()| true)
+        })?;
         probe(&mut connection)?;
         self.connection = connection;
         Ok(())
     }
+
+    /// Goes on with the file itself, and does there what the start did in memory.
+    fn thaw(&mut self, path: &Path) -> rusqlite::Result<()> {
+        // Closed before: SQLite opens what lies beside the file once for all connections, and this one may only read it.
+        self.connection = Connection::open_in_memory()?;
+        let result = self.reopen(path);
+        if result.is_ok() {
+            self.once_more.clear();
+            self.health.set_frozen(false);
+        } else {
+            self.connection = frozen::look(path)?;
+            frozen::shadow(&self.connection)?;
+            for job in &mut self.once_more {
+                in_memory(&mut self.connection, job.as_mut())?;
+            }
+        }
+        result
+    }
+}
+
+/// Runs a job that changes at most what is in memory.
+fn in_memory(connection: &mut Connection, job: &mut dyn Job) -> rusqlite::Result<()> {
+    let transaction = Transaction::new(connection, TransactionBehavior::Deferred)?;
+    job.run(&transaction)?;
+    transaction.commit()
 }
 
 fn probe(connection: &mut Connection) -> rusqlite::Result<()> {
@@ -214,23 +363,28 @@ fn probe(connection: &mut Connection) -> rusqlite::Result<()> {
         )?;
         Ok(true)
     })
+    .map(drop)
 }
 
-/// Runs `work` in a transaction, and commits it if it says so.
+/// Runs `work` in a transaction, and commits it if it says so; whether that wrote anything.
 fn write(
     connection: &mut Connection,
     work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<bool>,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<bool> {
     if failpoint::fails("state.write") {
         return Err(rusqlite::Error::SqliteFailure(
             ffi::Error::new(ffi::SQLITE_FULL),
             Some("failpoint".to_owned()),
         ));
     }
+    let before = connection.total_changes();
     let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
-    if work(&transaction)? {
-        transaction.commit()
+    let is_wanted = work(&transaction)?;
+    let has_changed = transaction.total_changes() > before;
+    if is_wanted {
+        transaction.commit()?;
     } else {
-        transaction.rollback()
+        transaction.rollback()?;
     }
+    Ok(is_wanted && has_changed)
 }

@@ -65,7 +65,7 @@ impl EventStore {
         let run = RunId::mint();
         let now = SystemTime::now();
         let age = state.age();
-        let beginning = state.write_patiently(move |transaction| begin(transaction, run, now, age));
+        let beginning = state.write_at_start(move |transaction| begin(transaction, run, now, age));
         let (sequence, runs) = beginning.await?;
         let start = Position { run, sequence };
         Ok(Self(Arc::new(Inner {
