@@ -1,4 +1,4 @@
-//! What sets versions apart and no transcript shows: 2.3, and 2.7's timer and pushes.
+//! What sets versions apart and no transcript shows: 2.3, muting, and 2.7's timer and pushes.
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -142,5 +142,45 @@ async fn updates_reach_clients_that_understand_them() {
             manager.ask(&command, &expected[..5]).await.last().unwrap(),
             expected
         );
+    }
+}
+
+/// Up to 2.5 `mute 2` lets two lines of a kind pass. Since then OpenVPN counts each line more than
+/// once, which `a_muted_log` compares with a real one.
+#[tokio::test]
+async fn the_older_mute_what_they_are_told_to() {
+    const NOTE: &str = "NOTE: --mute triggered...";
+    const COMMAND: &str = "MANAGEMENT: CMD 'pid'";
+    for (version, heard) in [
+        (
+            Version::V2_3,
+            [Some(COMMAND), Some(COMMAND), Some(NOTE), None],
+        ),
+        (
+            Version::V2_4,
+            [Some(COMMAND), Some(COMMAND), Some(NOTE), None],
+        ),
+        (
+            Version::V2_5,
+            [Some(COMMAND), Some(COMMAND), Some(NOTE), None],
+        ),
+        (Version::V2_6, [Some(NOTE), None, None, None]),
+        (Version::V2_7, [Some(NOTE), None, None, None]),
+    ] {
+        let (_directory, daemon) = start(version).await;
+        let mut manager = Manager::connect(&daemon).await;
+        manager.line().await;
+        manager.ask("log on", "SUCCESS").await;
+        manager.ask("mute 2", "SUCCESS").await;
+        for expected in heard {
+            let mut lines = manager.ask("pid", "SUCCESS: pid=").await;
+            lines.pop();
+            let texts = lines.iter().map(|line| line.splitn(3, ',').nth(2).unwrap());
+            assert_eq!(
+                texts.collect::<Vec<_>>(),
+                Vec::from_iter(expected),
+                "{version}"
+            );
+        }
     }
 }
