@@ -2,7 +2,7 @@
 //!
 //! A [`Daemon`] answers like OpenVPN 2.6.14, or another [`Version`], in server mode: prompts,
 //! greeting, replies, error texts, histories, status, notifications and log lines, one manager at
-//! a time; with a [`ClientMode`] it is an OpenVPN client. A script makes a server's clients come
+//! a time, who connects or is dialled; with a [`ClientMode`] it is an OpenVPN client. A script makes a server's clients come
 //! and go; a [`Population`] lets a whole crowd live on many daemons; a
 //! [`Misbehaviour`] makes a daemon hang, lie or talk nonsense. Thousands fit in one process: a
 //! daemon is one task and some kilobytes.

@@ -24,6 +24,8 @@ async fn an_ec_key_signs_for_its_daemon() -> Result<()> {
 }
 
 /// RSA keys pad in one of several ways. Whoever signs must be told which, or signs something that the server refuses.
+///
+/// The third, `RSA_NO_PADDING`, is not to be had: since OpenSSL 3 no TLS handshake asks its key for that.
 #[tokio::test]
 async fn an_rsa_key_signs_with_pss_padding() -> Result<()> {
     let server = Server::builder("gate").start().await?;

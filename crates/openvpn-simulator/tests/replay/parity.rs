@@ -1,4 +1,9 @@
-//! Every recording of a real 2.6.14: played to a real one and to a simulated one, on the same terms, or the reason why not.
+//! Every recording of a real 2.6.14, played to a real one and to a simulated one at once, on the same terms.
+//!
+//! Recordings that need steps have a copy in `transcripts`. Some copies are no longer what was recorded, but the same
+//! scenario with its chances taken out: 15 has other managers before it; 16 waits for a count of everybody instead of so
+//! many; 30 and 32 have a server of their own, in 30 each client waits for the one before, and its log is seen; in 32 and
+//! 63 an answer waits for its question; in 50 the clients come one after the other.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +15,11 @@ use crate::compare::Comparison;
 use crate::lab::Pki;
 use crate::people::translate;
 use crate::script::play_sessions;
-use crate::setup::{
+use crate::setup::Setup;
+use crate::setups::{
     ASKING, ASKING_ABOUT_THREE, ASKING_AGAIN, COUNTED, DIALLING, DIALLING_TCP, ECHOING, HELD,
     KILLED, LOCKED, LOGGED, MINDING, ODD_NAMES, ONE_CLIENT, OVER_TCP, PASSWORD, PENDING, PLAIN,
-    PROMPTING, RESTARTED, SIGNALLED, Setup, THREE_CLIENTS, TOO_LATE,
+    PROMPTING, RESTARTED, SIGNALLED, THREE_CLIENTS, TOO_LATE,
 };
 use crate::stage::{Real, Simulated};
 

@@ -1,14 +1,19 @@
 //! Questions of an OpenVPN client that no recording has; the words are those of the source.
 
-use openvpn_simulator::ClientMode;
+use openvpn_simulator::{ClientMode, Daemon};
 
 use crate::compare::Comparison;
 use crate::script::play;
-use crate::{no_steps, unix};
 
 async fn check(name: &str, client: ClientMode, script: &str) {
-    let (_directory, builder) = unix(name);
-    let daemon = builder.client(client).start().await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::builder(name)
+        .unix(directory.path().join("daemon.sock"))
+        .client(client)
+        .start()
+        .await
+        .unwrap();
+    let no_steps = async |_: &Daemon, step: &str| panic!("unknown step {step}");
     play(&daemon, name, script, Comparison::default(), no_steps).await;
 }
 
