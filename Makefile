@@ -11,8 +11,8 @@ TEST_THREADS ?= 8
 # through sudo when make is not root. What is built still belongs to its builder.
 THROUGH_SUDO := --config 'target."cfg(unix)".runner = ["sudo", "-E"]'
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),$(THROUGH_SUDO))
-# What `make soak` runs: names of tests, or parts of names.
-SOAK ?= faults:: races_ crowded:: together:: handover::
+# What `make soak` runs: names of tests, or parts of names. These have a long form.
+SOAK ?= faults:: races_ crowded:: together:: handover:: standby:: mutations::
 # Of `make fuzz`, over all targets together.
 FUZZ_SECONDS ?= 600
 
@@ -32,10 +32,9 @@ test: ## All tests: units, real OpenVPN daemons, callers in Python and JavaScrip
 	RUST_LIB_BACKTRACE=0 $(CARGO) test --workspace --locked --no-fail-fast $(AS_ROOT) -- --test-threads $(TEST_THREADS)
 
 soak: ## Long forms of the tests with faults, SOAK names them; seeds and figures are printed
-	@scripts/setup openvpn
+	@scripts/setup openvpn python
 	$(CARGO) build --workspace --bins --locked
-	OVFLEET_SOAK=1 RUST_LIB_BACKTRACE=0 $(CARGO) test --locked -p ovfleet-tests --test scenarios $(AS_ROOT) -- --test-threads 1 --nocapture $(SOAK)
-	OVFLEET_SOAK=1 $(CARGO) test --locked -p openvpn-fleet --test fleet -- --nocapture races
+	OVFLEET_SOAK=1 RUST_LIB_BACKTRACE=0 $(CARGO) test --locked --no-fail-fast -p openvpn-fleet -p ovfleet-tests --test fleet --test scenarios $(AS_ROOT) -- --test-threads 1 --nocapture $(SOAK)
 
 check: ## Everything a machine can say about the code without running it
 	@scripts/setup buf

@@ -15,6 +15,7 @@ use ovfleet_tests::{
     Api, Client, GatewayConfig, InstanceConfig, Server,
     api::{all, by_name},
     poll_until,
+    random::{Random, soak},
 };
 use tokio::task::JoinSet;
 
@@ -40,8 +41,7 @@ const KILL: u64 = 7;
 /// cannot wait for a crowd of tools.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_tools_hold_up_no_kill() -> Result<()> {
-    let soaks = std::env::var_os("OVFLEET_SOAK").is_some();
-    let (commands, kill_max) = if soaks {
+    let (commands, kill_max) = if soak() {
         (SOAK_COMMANDS, KILL_MAX)
     } else {
         (COMMANDS, KILL_MAX_UNOPTIMIZED)
@@ -115,19 +115,16 @@ struct Tools {
 
 impl Tools {
     fn start(socket: &Path, commands: usize, only_changes: bool) -> Self {
+        let seed = Random::seeded("tools").next();
         let answered = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
-        for number in 0..TOOLS {
+        for number in 0..TOOLS as u64 {
             let (path, answered) = (socket.display().to_string(), Arc::clone(&answered));
             tasks.spawn(async move {
                 let mut tool = Tool::open(&path).await?;
-                let mut random = Random(number as u64);
+                let mut random = Random::new(seed ^ number);
                 for turn in 0..commands {
-                    let choice = if only_changes {
-                        KILL
-                    } else {
-                        random.next() % 8
-                    };
+                    let choice = if only_changes { KILL } else { random.below(8) };
                     command(&mut tool, choice, &format!("t{number}c{turn}")).await?;
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
@@ -200,17 +197,4 @@ async fn expect(tool: &mut Tool, beginning: &str) -> Result<()> {
         "{line:?} instead of {beginning:?}"
     );
     Ok(())
-}
-
-/// Knuth's linear congruential numbers: the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_add(1)
-            .wrapping_mul(6_364_136_223_846_793_005);
-        self.0 >> 33
-    }
 }

@@ -15,6 +15,7 @@ use ovfleet_tests::{
     Api, GatewayConfig, InstanceConfig,
     api::{all, by_name, reason},
     poll_until,
+    random::soak,
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tonic::transport::Endpoint;
@@ -90,11 +91,7 @@ impl Caller {
 /// meanwhile wait in the queue of the socket; none of them may see an error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_caller_is_refused_while_the_process_changes() -> Result<()> {
-    let rounds = if std::env::var_os("OVFLEET_SOAK").is_some() {
-        50
-    } else {
-        3
-    };
+    let rounds = if soak() { 50 } else { 3 };
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("handed.sock");
     let (near, local, web) = (loopback()?, unix(&path, 0o660)?, loopback()?);

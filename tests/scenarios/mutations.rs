@@ -15,14 +15,14 @@ use ovfleet_tests::{
     Api, Gateway, GatewayConfig, InstanceConfig,
     api::{reason, timed},
     poll_until,
-    random::Random,
+    random::{Random, soak},
 };
 use tempfile::TempDir;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-/// Mutants of each kind; both tests together make a thousand.
-const MUTANTS: usize = 500;
+/// Mutants of each kind, in the gate and in soak; both tests of a gate together make a thousand.
+const MUTANTS: [usize; 2] = [500, 3_000];
 /// Daemons of the fleet that must not notice.
 const DAEMONS: usize = 5;
 const SOON: Duration = Duration::from_secs(20);
@@ -146,7 +146,8 @@ async fn a_mutated_configuration_works_or_has_no_effect() -> Result<()> {
     let good = fs::read_to_string(&path)?;
     let mut before = lab.settle().await?;
     let (mut taken, mut refused) = (0, 0);
-    for number in 0..MUTANTS {
+    let mutants = MUTANTS[usize::from(soak())];
+    for number in 0..mutants {
         let mutant = mutated_text(&good, &mut lab.random)?;
         let force = lab.random.below(2) == 0;
         fs::write(&path, &mutant)?;
@@ -169,8 +170,8 @@ async fn a_mutated_configuration_works_or_has_no_effect() -> Result<()> {
             }
         }
     }
-    println!("{MUTANTS} configurations: {taken} taken, {refused} refused");
-    ensure!(taken > 0 && refused > MUTANTS / 4, "{taken} {refused}");
+    println!("{mutants} configurations: {taken} taken, {refused} refused");
+    ensure!(taken > 0 && refused > mutants / 4, "{taken} {refused}");
     Ok(())
 }
 
@@ -357,7 +358,8 @@ async fn a_mutated_call_works_or_has_no_effect() -> Result<()> {
         .await?;
     let mut before = lab.settle().await?;
     let (mut taken, mut refused) = (0, 0);
-    for number in 0..MUTANTS {
+    let mutants = MUTANTS[usize::from(soak())];
+    for number in 0..mutants {
         let call = Call::mutated(&mine, &before, &mut lab.random);
         let shown = || format!("call {number}: {call:?}");
         let answer = call.send(&mut lab.api).await;
@@ -413,8 +415,8 @@ async fn a_mutated_call_works_or_has_no_effect() -> Result<()> {
             }
         }
     }
-    println!("{MUTANTS} calls: {taken} taken, {refused} refused");
-    ensure!(taken > 0 && refused > MUTANTS / 4, "{taken} {refused}");
+    println!("{mutants} calls: {taken} taken, {refused} refused");
+    ensure!(taken > 0 && refused > mutants / 4, "{taken} {refused}");
     Ok(())
 }
 

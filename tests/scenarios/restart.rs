@@ -172,7 +172,7 @@ async fn races_with_restarts_harm_nobody() -> Result<()> {
             .count()
     };
     eprintln!(
-        "{} races: {} stale, {} accepted in time, {} neither",
+        "{} races on {servers_max} daemons: {} stale, {} accepted in time, {} neither, nobody else hit",
         outcomes.len(),
         count(Outcome::Stale),
         count(Outcome::Accepted),
@@ -204,6 +204,7 @@ async fn race(number: u32, mut server: Server, mut api: Api, rounds: u32) -> Res
         };
         let restart = [Signal::USR1, Signal::HUP][round as usize / 2 % 2];
         let target = wait_three(&mut api, server.name()).await?;
+        let log = server.log_end();
         let outcome = race_once(&mut server, &mut api, target, restart, moment)
             .await
             .with_context(|| format!("round {round}, {moment:?}"))?;
@@ -214,6 +215,8 @@ async fn race(number: u32, mut server: Server, mut api: Api, rounds: u32) -> Res
                 bystander.common_name(),
             );
         }
+        let sent = server.log_count_since(log, "MANAGEMENT: CMD 'client-kill");
+        ensure!(sent <= 1, "round {round}, {moment:?}: {sent} sent");
         if outcome == Outcome::Stale {
             ensure!(
                 victim.is_running()?,
@@ -227,6 +230,14 @@ async fn race(number: u32, mut server: Server, mut api: Api, rounds: u32) -> Res
             );
         }
         outcomes.push(outcome);
+    }
+    if !victim.is_running()? {
+        victim = Client::builder(&server, "victim").start()?;
+    }
+    // Also of the last round, whatever was on its way has come.
+    wait_three(&mut api, server.name()).await?;
+    for client in bystanders.iter_mut().chain([&mut victim]) {
+        ensure!(client.is_running()?, "{} was hit", client.common_name());
     }
     Ok(outcomes)
 }

@@ -18,7 +18,7 @@ use ovfleet_proto::v1::{
 };
 use ovfleet_tests::{
     Api, Client, Dialogue, Gateway, GatewayConfig, InstanceConfig, Management, Ports, Proto,
-    Server, api::timed, events::EventLog, poll_until,
+    Server, api::timed, events::EventLog, poll_until, random::soak,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -206,11 +206,10 @@ struct Crowd {
 
 impl Crowd {
     fn new(size: usize) -> Self {
-        let soaks = std::env::var_os("OVFLEET_SOAK").is_some();
         Self {
             start: Barrier::new(size),
             size,
-            turns: if soaks { SOAK_TURNS } else { TURNS },
+            turns: if soak() { SOAK_TURNS } else { TURNS },
             done: AtomicUsize::new(0),
         }
     }

@@ -143,10 +143,17 @@ impl Lab {
         self.wait_true().await
     }
 
+    /// Another victim, in the place of one that may still be about to end.
+    pub(super) async fn replace_victim(&mut self) -> Result<()> {
+        self.victim.vanish();
+        self.victim = Client::builder(&self.server, "victim").connect().await?;
+        Ok(())
+    }
+
     /// Brings the victim back, if it is gone, and waits until everybody knows.
     pub(super) async fn revive(&mut self) -> Result<()> {
         if !self.victim.is_running()? {
-            self.victim = Client::builder(&self.server, "victim").start()?;
+            self.replace_victim().await?;
         }
         poll_until("both to be back", TRUE_AGAIN, async || {
             let rows = self.server.status().await?.clients;

@@ -164,6 +164,8 @@ async fn kills_in_a_storm_of_signals_hit_nobody_else() -> Result<()> {
         let context = || format!("round {round}, after {outcomes:?}");
         let log = lab.server.log_end();
         let (signals, pause) = (1 + random.below(3), random.below(20));
+        // As the first signal comes, or anywhere in the storm.
+        let late = random.once_in(2).then(|| random.below(1_500));
         let mut api = lab.api.clone();
         let request = KillClientsRequest {
             selector: named(&["storm"]),
@@ -173,7 +175,8 @@ async fn kills_in_a_storm_of_signals_hit_nobody_else() -> Result<()> {
             ..Default::default()
         };
         let killing = async {
-            // At once: the first signal comes a moment later.
+            // The moment is what varies.
+            tokio::time::sleep(Duration::from_millis(late.unwrap_or_default())).await;
             Ok(api.kill(request).await?)
         };
         let storm = async {
@@ -209,6 +212,10 @@ async fn kills_in_a_storm_of_signals_hit_nobody_else() -> Result<()> {
             );
         }
         let context = || format!("round {round}, {killed:#?}");
+        if !matches!(outcome, None | Some(Outcome::Stale | Outcome::NotSent)) {
+            // What the daemon accepted may reach the client behind the answer, or never.
+            lab.replace_victim().await.with_context(context)?;
+        }
         lab.revive().await.with_context(context)?;
         ensure!(
             lab.bystander.is_running()?,

@@ -76,7 +76,7 @@ async fn ten_thousand_races_harm_nobody() {
     };
     let (stale, accepted) = (count(Outcome::Stale), count(Outcome::Accepted));
     eprintln!(
-        "{races} races, {} kills: {stale} stale, {accepted} accepted in time, {} neither",
+        "{races} races, {} kills: {stale} stale, {accepted} accepted in time, {} neither, nobody else hit",
         outcomes.len(),
         outcomes.len() - stale - accepted,
     );
