@@ -22,7 +22,7 @@ use ovfleet_tests::{
 use rusqlite::Connection;
 
 use self::{
-    kills::{Asked, action, outcome, request, settle},
+    kills::{Asked, action, kill, outcome, settle},
     registry::Registry,
 };
 use super::streams::{Caller, Carrier, DAEMONS, Said, Wish, note};
@@ -329,10 +329,7 @@ async fn one_life(
         Ok(known.is_subset(&rows).then_some(()))
     })
     .await;
-    let calls = asked.iter().map(|asked| {
-        let (mut api, request) = (api.clone(), request(asked));
-        async move { api.control.kill_clients(timed(request)).await.ok() }
-    });
+    let calls = asked.iter().map(|asked| kill(api.clone(), asked));
     let calls = futures_util::future::join_all(calls);
     let talk = async {
         // Until it dies: what the daemons say keeps its journal busy, and what is said of instances its registry.
@@ -352,7 +349,7 @@ async fn one_life(
     died?;
     lab.has_died().await?;
     for (asked, answer) in asked.iter_mut().zip(answers) {
-        asked.answer = answer.map(tonic::Response::into_inner);
+        asked.answer = answer;
     }
     Ok(asked)
 }

@@ -7,10 +7,11 @@ use ovfleet_proto::v1::{
 use ovfleet_tests::{
     Api,
     api::{by_name, named, reason, timed},
+    poll_until,
 };
 use tonic::Code;
 
-use super::Lab;
+use super::{DIES, Lab};
 
 /// A kill that was asked for: its id, its only target, and what was answered, if anything was.
 pub(super) struct Asked {
@@ -21,7 +22,19 @@ pub(super) struct Asked {
     pub(super) answer: Option<KillClientsResponse>,
 }
 
-pub(super) fn request(asked: &Asked) -> KillClientsRequest {
+/// Kills until it is answered, or the gateway is gone. A disk that a busy machine makes wait is no answer.
+pub(super) async fn kill(mut api: Api, asked: &Asked) -> Option<KillClientsResponse> {
+    let answered = poll_until("the kill to be taken", DIES, async || {
+        match api.kill(request(asked)).await {
+            Ok(response) => Ok(Some(response)),
+            Err(status) if reason(&status).as_deref() == Some("STATE_UNAVAILABLE") => Ok(None),
+            Err(status) => Err(status.into()),
+        }
+    });
+    answered.await.ok()
+}
+
+fn request(asked: &Asked) -> KillClientsRequest {
     KillClientsRequest {
         selector: named(&[&format!("sim{}", asked.lane)]),
         filter: Some(by_name(&asked.name)),
