@@ -13,7 +13,7 @@ use tracing::error;
 use crate::instance::Instance;
 
 /// How long a session that panicked stays away before it is begun anew.
-const RESTART_DELAY: Duration = Duration::from_millis(500);
+const RESTART_DELAY: Duration = Duration::from_millis(250);
 
 /// Keeps one instance's session until cancelled; one that panics is begun anew, alone.
 pub(crate) async fn keep_session<O: Observer + Clone>(
@@ -133,7 +133,7 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(20), attached)
             .await
             .expect("it comes back");
-        // The machine may be slow; the promise is a second, most of it the delay.
+        // The machine may be slow; the promise is a second, a quarter of it the delay.
         assert!(
             started.elapsed() < Duration::from_secs(5),
             "{:?}",

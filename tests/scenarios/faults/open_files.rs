@@ -19,8 +19,8 @@ const SOON: Duration = Duration::from_secs(10);
 const WATCHED: Duration = Duration::from_secs(2);
 /// Share of one core that it may take there, in percent.
 const CPU_MAX: f64 = 5.0;
-/// From the leaving of those who filled it up to the next answer. The promise is 2 s.
-const RECOVERY_MAX: Duration = Duration::from_secs(4);
+/// From the leaving of those who filled it up to the next answer.
+const RECOVERY_MAX: Duration = Duration::from_secs(2);
 /// Descriptors that are left when the limit is lowered.
 const LEFT: usize = 8;
 /// What the gateway says of it, once.

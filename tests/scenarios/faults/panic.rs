@@ -8,8 +8,8 @@ use ovfleet_tests::{Api, GatewayConfig, InstanceConfig};
 
 /// What comes without delay; this covers a busy machine.
 const SOON: Duration = Duration::from_secs(10);
-/// From the panic to the session after it. The promise is 1 s, half of which is a rest on purpose.
-const RESTARTED: Duration = Duration::from_secs(3);
+/// From the panic to the session after it; a quarter of it is a rest on purpose.
+const RESTARTED: Duration = Duration::from_secs(1);
 
 /// Far behind what an attach brings, far before the end of the burst below.
 const PANICS_AT: &str = "session.task:two=panic@300";
