@@ -37,6 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     tonic_prost_build::configure()
         .bytes(".")
+        // A request has to be the same bytes whenever it is encoded: it is known again by them.
+        .btree_map(".ovfleet.v1.InstanceDefinition")
         .codec_path("crate::codec::MessageCodec")
         .extern_path(".google.rpc", "::tonic_types")
         .type_attribute(".", "#[allow(clippy::all)]")

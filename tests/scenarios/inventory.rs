@@ -410,7 +410,11 @@ async fn what_was_said_survives_a_crash() -> Result<()> {
         force: true,
         ..v1::ReloadRequest::default()
     };
-    let reloaded = api.inventory.reload(timed(reload)).await?.into_inner();
+    let reloaded = api
+        .inventory
+        .reload(timed(reload.clone()))
+        .await?
+        .into_inner();
     let aside = reloaded.set_aside.first().context("it is lost")?;
     ensure!(
         aside

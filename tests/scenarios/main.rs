@@ -21,6 +21,7 @@ mod push_update;
 mod questions;
 mod refusals;
 mod reload;
+mod repetition;
 mod restart;
 mod resume;
 mod shutdown;

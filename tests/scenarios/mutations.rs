@@ -132,6 +132,7 @@ impl Lab {
         let request = ReloadRequest {
             validate_only: false,
             force,
+            ..ReloadRequest::default()
         };
         let answer = self.api.inventory.reload(timed(request)).await?;
         Ok(answer.into_inner())
@@ -450,7 +451,7 @@ impl Call {
                 name,
                 etag,
                 validate_only,
-                force: false,
+                ..DeleteInstanceRequest::default()
             }),
             // A pause changes an instance of the file too, and is wrong in its reason here.
             1 => Self::Pause(PauseInstanceRequest {
@@ -469,7 +470,7 @@ impl Call {
                 Self::Create(CreateInstanceRequest {
                     instance: Some(instance),
                     validate_only,
-                    check_reachable: false,
+                    ..CreateInstanceRequest::default()
                 })
             }
             _ => {
@@ -491,8 +492,7 @@ impl Call {
                     },
                     instance: Some(instance),
                     validate_only,
-                    check_reachable: false,
-                    force: false,
+                    ..UpdateInstanceRequest::default()
                 })
             }
         }

@@ -185,8 +185,9 @@ pub(crate) async fn carry_out(
             let result = match work.await {
                 Ok(result) => Ok(running.conclude(result).await),
                 Err(error) => {
-                    shared.requests.forget(&running);
+                    // In this order: once the id is free, nothing of before may be in the way of who takes it.
                     running.take_back();
+                    shared.requests.forget(&running);
                     Err(error)
                 }
             };
@@ -226,8 +227,8 @@ impl Drop for Unfinished<'_> {
         if !self.is_finished {
             let request_id = self.running.action.request_id.clone();
             tracing::error!(%request_id, "the action's task was lost");
-            self.shared.requests.forget(self.running);
             self.running.lose();
+            self.shared.requests.forget(self.running);
             self.running.finish(Err(ActionError::Lost { request_id }));
         }
     }

@@ -341,7 +341,7 @@ impl Gateway {
         };
         // What went wrong is told there, and nothing is lost if we end meanwhile.
         let tasks = &self.context.tasks;
-        tasks.spawn(async move { inventory.order(order).await });
+        tasks.spawn(async move { inventory.order(order, None).await });
     }
 
     /// Tells when nobody needs this process any more.

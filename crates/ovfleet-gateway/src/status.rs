@@ -196,6 +196,12 @@ pub(crate) fn again(code: Code, message: String, details: Vec<u8>) -> Status {
     Status::with_details(code, message, details.into())
 }
 
+/// Whether a call ended so because the gateway is going away.
+pub(crate) fn is_leaving(status: &Status) -> bool {
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    reason.is_some_and(|reason| reason == "SHUTTING_DOWN")
+}
+
 /// Whether a call that ended so had sent something.
 pub(crate) fn was_sent(status: &Status) -> bool {
     let reason = status.get_details_error_info().map(|info| info.reason);

@@ -248,6 +248,9 @@ pub(crate) struct InstanceAddArgs {
     /// Check all and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// An id of your own: the same change with the same id is made once
+    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
+    pub(crate) request_id: Option<String>,
     #[command(flatten)]
     pub(crate) definition: DefinitionArgs,
 }
@@ -274,6 +277,9 @@ pub(crate) struct InstanceSetArgs {
     /// End a session although that harms the daemon
     #[arg(long)]
     pub(crate) force: bool,
+    /// An id of your own: the same change with the same id is made once
+    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
+    pub(crate) request_id: Option<String>,
     #[command(flatten)]
     pub(crate) definition: DefinitionArgs,
 }
@@ -292,6 +298,9 @@ pub(crate) struct InstanceRemoveArgs {
     /// End a session although that harms the daemon
     #[arg(long)]
     pub(crate) force: bool,
+    /// An id of your own, of a change of one instance: the same change with the same id is made once
+    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
+    pub(crate) request_id: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -308,6 +317,9 @@ pub(crate) struct InstancePauseArgs {
     /// Also where the end of the session harms the daemon
     #[arg(long)]
     pub(crate) force: bool,
+    /// An id of your own, of a change of one instance: the same change with the same id is made once
+    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
+    pub(crate) request_id: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -318,6 +330,9 @@ pub(crate) struct InstanceResumeArgs {
     /// Check all and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// An id of your own, of a change of one instance: the same change with the same id is made once
+    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
+    pub(crate) request_id: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -331,6 +346,9 @@ pub(crate) struct ReloadArgs {
     /// Show what would change and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// An id of your own: the same change with the same id is made once
+    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
+    pub(crate) request_id: Option<String>,
 }
 
 /// How much of a list is shown.

@@ -98,5 +98,7 @@ pub(crate) fn plan(
         } else {
             Vec::new()
         },
+        // Of the request id, which is not known here.
+        durability: v1::Durability::Unspecified.into(),
     }
 }

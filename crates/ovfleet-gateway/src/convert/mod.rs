@@ -9,6 +9,7 @@ pub(crate) mod definition;
 pub(crate) mod event;
 pub(crate) mod instance;
 pub(crate) mod inventory;
+pub(crate) mod kept;
 pub(crate) mod request;
 pub(crate) mod row;
 

@@ -52,7 +52,7 @@ pub(super) async fn watch(mut files: watch::Receiver<Option<ConfigFiles>>, inven
         };
         // Whatever comes of it is told there, and what was read is `files` then.
         if let Err(InventoryError::ShuttingDown | InventoryError::NoFile) =
-            inventory.order(order).await
+            inventory.order(order, None).await
         {
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use openvpn_fleet::{Condition, Detail, Fleet, InstanceName, InstanceSource};
+use openvpn_fleet::{Condition, Detail, Fleet, InstanceName, InstanceSource, failpoint};
 use openvpn_session::{DisconnectPolicy, SessionConfig};
 use ovfleet_proto::v1::InstanceDefinition;
 use tokio::{
@@ -24,7 +24,7 @@ use crate::{
     convert,
     discover::{Discovery, Scan, Sources},
     mux::MuxSockets,
-    state::{Registry, WriteError},
+    state::{CallKey, Registry, WriteError},
 };
 
 /// Most mistakes of a configuration in one event.
@@ -99,7 +99,7 @@ impl Keeper {
             loop {
                 tokio::select! {
                     Some(request) = self.requests.recv() => {
-                        let done = self.carry_out(request.order).await;
+                        let done = self.carry_out(request.order, request.call).await;
                         // Whoever asked may have gone.
                         let _ = request.reply.send(done);
                     }
@@ -114,12 +114,16 @@ impl Keeper {
         self.mux.close().await;
     }
 
-    async fn carry_out(&mut self, order: Order) -> Result<Done, InventoryError> {
+    async fn carry_out(
+        &mut self,
+        order: Order,
+        call: Option<CallKey>,
+    ) -> Result<Done, InventoryError> {
         match order {
             Order::Create {
                 definition,
                 validate_only,
-            } => self.create(*definition, validate_only).await,
+            } => self.create(*definition, validate_only, call).await,
             Order::Update {
                 definition,
                 mask,
@@ -137,7 +141,9 @@ impl Keeper {
                     definition: Some(built),
                     ..self.runtime.entry(&name)
                 };
-                let done = self.edit(&name, changed, force, validate_only).await?;
+                let done = self
+                    .edit(&name, changed, force, validate_only, call)
+                    .await?;
                 Ok(Done {
                     new_address: address,
                     ..done
@@ -160,7 +166,7 @@ impl Keeper {
                     definition: None,
                     pause: pause.filter(|_| is_elsewhere),
                 };
-                let done = self.edit(&name, left, force, validate_only).await?;
+                let done = self.edit(&name, left, force, validate_only, call).await?;
                 Ok(Done {
                     was_set_aside,
                     ..done
@@ -174,7 +180,7 @@ impl Keeper {
                 force,
             } => {
                 self.check_etag(&name, &etag)?;
-                self.pause(name, pause, validate_only, force).await
+                self.pause(name, pause, validate_only, force, call).await
             }
             Order::Reload {
                 cause,
@@ -188,6 +194,7 @@ impl Keeper {
         &mut self,
         definition: InstanceDefinition,
         validate_only: bool,
+        call: Option<CallKey>,
     ) -> Result<Done, InventoryError> {
         let built = self.build(definition).await?;
         let name = name_of(&built.message)?;
@@ -205,7 +212,7 @@ impl Keeper {
             // One that was paused and went away comes back in service.
             pause: None,
         };
-        let done = self.edit(&name, entry, false, validate_only).await?;
+        let done = self.edit(&name, entry, false, validate_only, call).await?;
         Ok(Done {
             new_address: address,
             ..done
@@ -218,6 +225,7 @@ impl Keeper {
         pause: Option<String>,
         validate_only: bool,
         force: bool,
+        call: Option<CallKey>,
     ) -> Result<Done, InventoryError> {
         let entry = self.runtime.entry(&name);
         let Some(instance) = self.present.instances.get(&name) else {
@@ -226,7 +234,7 @@ impl Keeper {
                 return Err(InventoryError::Unknown(name.to_string()));
             }
             let entry = Entry { pause, ..entry };
-            return self.edit(&name, entry, force, validate_only).await;
+            return self.edit(&name, entry, force, validate_only, call).await;
         };
         if pause.is_some() && entry.pause.is_none() && !force {
             // Also where there is no session now: a daemon that dials in ends when it finds nobody.
@@ -243,7 +251,7 @@ impl Keeper {
             (_, pause) => pause,
         };
         let entry = Entry { pause, ..entry };
-        self.edit(&name, entry, true, validate_only).await
+        self.edit(&name, entry, true, validate_only, call).await
     }
 
     /// Makes `entry` what is said of a name: checks what comes of it, keeps it, and makes it true.
@@ -253,6 +261,7 @@ impl Keeper {
         entry: Entry,
         force: bool,
         validate_only: bool,
+        call: Option<CallKey>,
     ) -> Result<Done, InventoryError> {
         let (now, before) = (entry.registered(), self.runtime.entry(name).registered());
         let is_defined = entry.definition.is_some();
@@ -275,7 +284,9 @@ impl Keeper {
         }
         if !validate_only {
             if now != before {
-                self.registry.put(name.as_str(), now, before).await?;
+                let name = name.as_str();
+                self.registry.put(name, now, before, call).await?;
+                failpoint::hit("inventory.after_write");
             }
             self.runtime = runtime;
             self.apply(wanted).await;

@@ -29,6 +29,8 @@ pub(crate) use self::{
     plan::{InstanceChange, Plan},
 };
 
+use crate::state::CallKey;
+
 /// Requests that wait for the keeper; further callers wait for a place.
 const REQUESTS_MAX: usize = 64;
 
@@ -52,6 +54,8 @@ pub(crate) struct View {
 #[derive(Debug)]
 struct Request {
     order: Order,
+    /// Noted as done together with what the order changes in the registry.
+    call: Option<CallKey>,
     reply: oneshot::Sender<Result<Done, InventoryError>>,
 }
 
@@ -125,13 +129,18 @@ pub(crate) struct Done {
 }
 
 impl Inventory {
-    /// Has `order` carried out, whether or not the caller waits for it.
+    /// Has `order` carried out, whether or not the caller waits for it; what it changes in the registry is noted there
+    /// as done by `call`.
     ///
     /// # Errors
     /// [`InventoryError`]: nothing was changed.
-    pub(crate) async fn order(&self, order: Order) -> Result<Done, InventoryError> {
+    pub(crate) async fn order(
+        &self,
+        order: Order,
+        call: Option<CallKey>,
+    ) -> Result<Done, InventoryError> {
         let (reply, done) = oneshot::channel();
-        let request = Request { order, reply };
+        let request = Request { order, call, reply };
         let sent = self.requests.send(request).await;
         sent.map_err(|_| InventoryError::ShuttingDown)?;
         done.await.unwrap_or(Err(InventoryError::ShuttingDown))

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::{Context, deadline};
 use crate::{
     caller::Caller,
-    convert::{self, instance as convert_instance, request},
+    convert::{self, instance as convert_instance, kept::Kept, request},
     status,
 };
 
@@ -64,7 +64,7 @@ impl Instances {
     }
 
     /// Does what a call asks for, once for each request id.
-    async fn once<M: Message + Default>(
+    async fn once<M: Kept>(
         &self,
         ask: &Ask<'_>,
         method: &'static str,
@@ -316,7 +316,10 @@ impl InstanceService for Instances {
             let reply = fleet.set_verb(&ask.instance, verb, &ask.action).await;
             let reply = reply.map_err(|error| status::of_command(&error))?;
             let text = words(reply)?;
-            Ok(v1::SetVerbResponse { text })
+            Ok(v1::SetVerbResponse {
+                text,
+                ..Default::default()
+            })
         };
         self.once(&ask, "SetVerb", &asked.request_id, asked, work)
             .await
@@ -331,7 +334,10 @@ impl InstanceService for Instances {
         let work = async {
             let v1::SetMuteRequest { lines, .. } = request.get_ref();
             let text = ask.set(Command::Mute(Some(*lines))).await?;
-            Ok(v1::SetMuteResponse { text })
+            Ok(v1::SetMuteResponse {
+                text,
+                ..Default::default()
+            })
         };
         self.once(&ask, "SetMute", &asked.request_id, asked, work)
             .await
@@ -348,7 +354,10 @@ impl InstanceService for Instances {
             let text = ask
                 .set(Command::Hold(convert_instance::hold(*action)?))
                 .await?;
-            Ok(v1::SetHoldResponse { text })
+            Ok(v1::SetHoldResponse {
+                text,
+                ..Default::default()
+            })
         };
         self.once(&ask, "SetHold", &asked.request_id, asked, work)
             .await
@@ -364,7 +373,10 @@ impl InstanceService for Instances {
             let v1::SetAuthRetryRequest { mode, .. } = request.get_ref();
             let mode = convert_instance::auth_retry(*mode)?;
             let text = ask.set(Command::AuthRetry(Some(mode))).await?;
-            Ok(v1::SetAuthRetryResponse { text })
+            Ok(v1::SetAuthRetryResponse {
+                text,
+                ..Default::default()
+            })
         };
         self.once(&ask, "SetAuthRetry", &asked.request_id, asked, work)
             .await
@@ -381,7 +393,10 @@ impl InstanceService for Instances {
                 interval_seconds, ..
             } = request.get_ref();
             let text = ask.set(Command::Bytecount(*interval_seconds)).await?;
-            Ok(v1::SetBytecountResponse { text })
+            Ok(v1::SetBytecountResponse {
+                text,
+                ..Default::default()
+            })
         };
         self.once(&ask, "SetBytecount", &asked.request_id, asked, work)
             .await
@@ -395,7 +410,10 @@ impl InstanceService for Instances {
         let ask = self.change(&request, &asked.instance)?;
         let work = async {
             let text = ask.set(Command::ForgetPasswords).await?;
-            Ok(v1::ForgetPasswordsResponse { text })
+            Ok(v1::ForgetPasswordsResponse {
+                text,
+                ..Default::default()
+            })
         };
         self.once(&ask, "ForgetPasswords", &asked.request_id, asked, work)
             .await
@@ -464,7 +482,10 @@ impl InstanceService for Instances {
                 same_network: *same_network,
             };
             let text = ask.set(command).await?;
-            Ok(v1::NotifyNetworkChangeResponse { text })
+            Ok(v1::NotifyNetworkChangeResponse {
+                text,
+                ..Default::default()
+            })
         };
         self.once(&ask, "NotifyNetworkChange", &asked.request_id, asked, work)
             .await
@@ -497,7 +518,10 @@ impl InstanceService for Instances {
                 .push_update(&ask.instance, client, options, &ask.action)
                 .await;
             let text = words(reply.map_err(|error| status::of_command(&error))?)?;
-            Ok(v1::PushUpdateResponse { text })
+            Ok(v1::PushUpdateResponse {
+                text,
+                ..Default::default()
+            })
         };
         self.once(&ask, "PushUpdate", &asked.request_id, asked, work)
             .await
@@ -521,7 +545,10 @@ impl InstanceService for Instances {
                 .answer(&ask.instance, question_id, answer, &ask.action)
                 .await;
             let text = words(reply.map_err(|error| status::of_command(&error))?)?;
-            Ok(v1::AnswerQuestionResponse { text })
+            Ok(v1::AnswerQuestionResponse {
+                text,
+                ..Default::default()
+            })
         };
         self.once(&ask, "AnswerQuestion", &asked.request_id, asked, work)
             .await
@@ -543,7 +570,11 @@ impl InstanceService for Instances {
             let reply = expect!(reply, Reply::Raw(reply) => reply);
             let (lines, truncated) =
                 self.first(convert_instance::raw_lines(&reply), reply.truncated);
-            Ok(v1::ExecuteCommandResponse { lines, truncated })
+            Ok(v1::ExecuteCommandResponse {
+                lines,
+                truncated,
+                ..Default::default()
+            })
         };
         self.once(&ask, "ExecuteCommand", &asked.request_id, asked, work)
             .await

@@ -1,23 +1,33 @@
 //! Single calls that change something: at most once for each request id.
 //!
 //! An id is free again when nothing came of its call. What was sent is kept with its answer; what may have been, as
-//! unknown.
+//! unknown. Of what is itself written to the state, that it is done is written together with it, so that nothing is
+//! ever unknown.
+
+mod rows;
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use aws_lc_rs::digest;
-use openvpn_fleet::{ACTION_AGE_MAX, ACTIONS_MAX, CallerName, Digest, RequestId, failpoint};
+use openvpn_fleet::{ACTIONS_MAX, CallerName, Digest, RequestId, failpoint};
+use ovfleet_proto::v1::Durability;
 use prost::Message;
-use rusqlite::{OptionalExtension as _, Transaction, named_params};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tonic::{Code, Status};
 
-use super::{State, age, micros};
-use crate::status;
+use self::rows::{Begun, Stage, begin, finish, forget};
+pub(super) use self::rows::{note_done, note_undone};
+use super::{State, WriteError};
+use crate::{convert::kept::Kept, status};
+
+/// How long after a failure the disk is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// What is kept of calls that the disk is behind with; more than that is left to what a restart makes of it.
+const LEFT_MAX: usize = ACTIONS_MAX;
 
 /// Calls with a request id. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -29,16 +39,28 @@ struct Inner {
     /// Makes digests that tell nothing of what was in a request to who has the file alone.
     key: Vec<u8>,
     /// Calls under way; each is one that a caller waits for. Locked to look up, add or remove.
-    running: Mutex<HashMap<Key, Running>>,
+    running: Mutex<HashMap<CallKey, Running>>,
+    /// Calls that are over, and of which the disk may say something else. Locked to look up, add or remove.
+    left: Mutex<HashMap<CallKey, Left>>,
 }
 
-/// Caller, method, request id.
-type Key = [String; 3];
+/// Caller, method, request id: what names a call.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct CallKey([String; 3]);
 
 #[derive(Debug)]
 struct Running {
     digest: Digest,
     answer: watch::Receiver<Option<Answer>>,
+}
+
+/// What the disk does not know yet of a call that is over.
+#[derive(Clone, Debug)]
+enum Left {
+    /// Nothing came of it.
+    Nothing,
+    /// How it ended.
+    Answer(Digest, Answer),
 }
 
 /// How a call ended, as it is kept.
@@ -57,23 +79,19 @@ struct Answer {
 }
 
 impl Calls {
-    /// Takes what an earlier run left unfinished as unknown.
-    pub(crate) async fn open(state: &State, key: &[u8]) -> Result<Self, super::WriteError> {
+    /// Takes what an earlier run left unfinished as what it is: unknown, done, or not done.
+    pub(crate) async fn open(state: &State, key: &[u8]) -> Result<Self, WriteError> {
         let unknown = Answer::of::<()>(&Err(status::outcome_unknown(
             "the gateway ended while it was sent",
         )));
         let unknown = unknown.encode_to_vec();
-        let opening = state.write_at_start(move |transaction| {
-            transaction.execute(
-                "UPDATE calls SET stage = 2, body = ?1 WHERE stage < 2",
-                [&unknown],
-            )
-        });
+        let opening = state.write_at_start(move |transaction| rows::settle(transaction, &unknown));
         opening.await?;
         Ok(Self(Arc::new(Inner {
             state: state.clone(),
             key: key.to_owned(),
             running: Mutex::default(),
+            left: Mutex::default(),
         })))
     }
 
@@ -89,9 +107,9 @@ impl Calls {
         digest
     }
 
-    /// Does `work`, or gives the answer of the same request under the same id. Without an id it is always done, if
-    /// changes are taken at all.
-    pub(crate) async fn once<M: Message + Default>(
+    /// Does `work`, which sends something to a daemon, or gives the answer of the same request under the same id.
+    /// Without an id it is always done, if changes are taken at all.
+    pub(crate) async fn once<M: Kept>(
         &self,
         caller: &CallerName,
         method: &'static str,
@@ -99,24 +117,57 @@ impl Calls {
         request: &impl Message,
         work: impl Future<Output = Result<M, Status>>,
     ) -> Result<M, Status> {
-        let unavailable = |error| status::state_unavailable(&error);
         if request_id.is_empty() {
-            self.0.state.check().map_err(unavailable)?;
+            let checked = self.0.state.check();
+            checked.map_err(|error| status::state_unavailable(&error))?;
             return work.await;
         }
-        let parsed = RequestId::new(request_id);
-        parsed.map_err(|error| {
-            status::invalid("request_id", "REQUEST_ID_INVALID", error.to_string())
-        })?;
-        let key = [caller.to_string(), method.to_owned(), request_id.to_owned()];
+        let key = CallKey::new(caller, method, request_id)?;
         let digest = self.digest(method, request);
+        let mut answer = self.carry_out(key, digest, Stage::Sending, |_| work).await;
+        if let (Ok(answer), false) = (&mut answer.0, answer.1) {
+            answer.set_durability(Durability::Memory);
+        }
+        answer.0
+    }
+
+    /// Does `work`, which changes the state, or gives the answer of the same request under the same id. What `work`
+    /// changes, it changes in one write with [`note_done`] of the key that it is given.
+    ///
+    /// What was done and not answered, because the process ended in between, has an answer without anything in it.
+    pub(crate) async fn once_in_state<M: Kept, W>(
+        &self,
+        caller: &CallerName,
+        method: &'static str,
+        request_id: &str,
+        request: &impl Message,
+        work: impl FnOnce(CallKey) -> W,
+    ) -> Result<M, Status>
+    where
+        W: Future<Output = Result<M, Status>>,
+    {
+        let key = CallKey::new(caller, method, request_id)?;
+        let digest = self.digest(method, request);
+        self.carry_out(key, digest, Stage::Intended, work).await.0
+    }
+
+    /// The answer, and whether it is where it outlives the process as well as it can.
+    async fn carry_out<M: Kept, W>(
+        &self,
+        key: CallKey,
+        digest: Digest,
+        stage: Stage,
+        work: impl FnOnce(CallKey) -> W,
+    ) -> (Result<M, Status>, bool)
+    where
+        W: Future<Output = Result<M, Status>>,
+    {
         let (sender, receiver) = watch::channel(None);
+        let reused = || Err(status::request_id_reused(key.request_id()));
         let joined = {
             let mut running = self.lock();
             match running.get(&key) {
-                Some(known) if known.digest != digest => {
-                    return Err(status::request_id_reused(request_id));
-                }
+                Some(known) if known.digest != digest => return (reused(), true),
                 Some(known) => Some(known.answer.clone()),
                 None => {
                     let answer = receiver;
@@ -126,80 +177,181 @@ impl Calls {
             }
         };
         if let Some(mut answer) = joined {
-            return match answer.wait_for(Option::is_some).await {
+            let answer = match answer.wait_for(Option::is_some).await {
                 Ok(answer) => answer.clone().unwrap_or_default().into_result(),
                 // Nothing came of it: the id is free.
                 Err(_) => Err(status::call_given_up()),
             };
+            return (answer, true);
         }
         // However it ends, also when its caller goes away, the id does not stay taken.
         let mut call = Call {
             calls: self,
-            key,
+            key: key.clone(),
+            digest,
+            stage,
             is_sent: false,
             sender,
         };
-        let (row, now, age) = (call.key.clone(), SystemTime::now(), self.0.state.age());
-        let begun = self
-            .0
-            .state
-            .write(move |transaction| begin(transaction, &row, digest, now, age));
-        match begun.await.map_err(unavailable)? {
-            Begun::New => {}
-            Begun::Known(known, _) if known != digest => {
-                return Err(status::request_id_reused(request_id));
+        let left = self.lock_left().get(&key).cloned();
+        if let Some(Left::Answer(known, answer)) = left {
+            if known != digest {
+                return (reused(), true);
             }
-            Begun::Known(_, answer) => {
+            let _ = call.sender.send(Some(answer.clone()));
+            return (answer.into_result(), false);
+        }
+        let (row, is_free) = (key.clone(), left.is_some());
+        let (now, age) = (SystemTime::now(), self.0.state.age());
+        let begun = self.0.state.write(move |transaction| {
+            if is_free {
+                forget(transaction, &row)?;
+            }
+            begin(transaction, &row, digest, stage, (now, age))
+        });
+        match begun.await {
+            Ok(Begun::New) => drop(self.lock_left().remove(&key)),
+            Ok(Begun::Known(known, _)) if known != digest => return (reused(), true),
+            Ok(Begun::Known(_, answer)) => {
                 let _ = call.sender.send(Some(answer.clone()));
-                return answer.into_result();
+                return (answer.into_result(), true);
+            }
+            Err(error) => {
+                // The disk may have taken it at the last moment.
+                if matches!(error, WriteError::Slow { .. }) {
+                    self.forget(&key);
+                }
+                return (Err(status::state_unavailable(&error)), true);
             }
         }
         failpoint::hit("action.after_intent");
         call.is_sent = true;
-        let result = work.await;
+        let mut result = work(key).await;
         failpoint::hit("action.after_send");
-        call.finish(
-            Answer::of(&result),
-            result.as_ref().err().is_none_or(status::was_sent),
-        )
-        .await;
-        result
+        if let (Ok(answer), Stage::Sending) = (&mut result, stage) {
+            answer.set_durability(match self.0.state.is_durable() {
+                true => Durability::Disk,
+                false => Durability::Memory,
+            });
+        }
+        let is_kept = call.finish(&result).await;
+        (result, is_kept)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Running>> {
+    /// Lets go of an id of which nothing came, behind everything that was written for it.
+    fn forget(&self, key: &CallKey) {
+        self.leave(key, Left::Nothing);
+        let row = key.clone();
+        let state = &self.0.state;
+        let forgetting = state.write_patiently(move |transaction| forget(transaction, &row));
+        let (calls, key) = (self.clone(), key.clone());
+        tokio::spawn(async move {
+            if forgetting.await.is_ok() {
+                calls.lock_left().remove(&key);
+            }
+        });
+    }
+
+    /// Keeps an answer that the disk refused, until it takes it.
+    fn keep(&self, key: CallKey, digest: Digest, answer: Answer) {
+        let body = answer.encode_to_vec();
+        self.leave(&key, Left::Answer(digest, answer));
+        let calls = self.clone();
+        tokio::spawn(async move {
+            loop {
+                sleep(RETRY_INTERVAL).await;
+                let (row, body) = (key.clone(), body.clone());
+                let state = &calls.0.state;
+                let writing = state.write_patiently(move |write| finish(write, &row, &body));
+                match writing.await {
+                    Ok(()) => break,
+                    Err(WriteError::Closed) => return,
+                    Err(_) => {}
+                }
+            }
+            calls.lock_left().remove(&key);
+        });
+    }
+
+    fn leave(&self, key: &CallKey, left: Left) {
+        let mut all = self.lock_left();
+        if all.len() < LEFT_MAX {
+            all.insert(key.clone(), left);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<CallKey, Running>> {
         self.0
             .running
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_left(&self) -> MutexGuard<'_, HashMap<CallKey, Left>> {
+        self.0.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CallKey {
+    fn new(caller: &CallerName, method: &str, request_id: &str) -> Result<Self, Status> {
+        let parsed = RequestId::new(request_id);
+        parsed.map_err(|error| {
+            status::invalid("request_id", "REQUEST_ID_INVALID", error.to_string())
+        })?;
+        let parts = [caller.as_str(), method, request_id];
+        Ok(Self(parts.map(str::to_owned)))
+    }
+
+    fn method(&self) -> &str {
+        &self.0[1]
+    }
+
+    fn request_id(&self) -> &str {
+        &self.0[2]
     }
 }
 
 /// One call under way.
 struct Call<'a> {
     calls: &'a Calls,
-    key: Key,
+    key: CallKey,
+    digest: Digest,
+    stage: Stage,
     /// Its row is on disk, and something may have been sent.
     is_sent: bool,
     sender: watch::Sender<Option<Answer>>,
 }
 
 impl Call<'_> {
-    async fn finish(mut self, answer: Answer, keep: bool) {
+    /// Keeps how it ended; whether that is done.
+    async fn finish<M: Message>(mut self, result: &Result<M, Status>) -> bool {
         failpoint::hit("action.before_outcome");
         self.is_sent = false;
-        let (row, body) = (self.key.clone(), answer.encode_to_vec());
-        let writing = self.calls.0.state.write(move |transaction| {
-            if keep {
-                finish(transaction, &row, &body)
-            } else {
-                forget(transaction, &row)
+        let answer = Answer::of(result);
+        let is_kept = match result {
+            Err(status) if !status::was_sent(status) => {
+                // Cut off in the middle, it may be done: then the disk says so, and the next start goes by that.
+                let is_cut_off = self.stage == Stage::Intended && status::is_leaving(status);
+                if !is_cut_off {
+                    self.calls.forget(&self.key);
+                }
+                true
             }
-        });
-        if let Err(error) = writing.await {
-            // The answer goes out; what a restart would find is that nobody knows.
-            tracing::warn!(%error, method = self.key[1], "the answer of a call is not on disk");
-        }
+            _ => {
+                let (row, body) = (self.key.clone(), answer.encode_to_vec());
+                let state = &self.calls.0.state;
+                let writing = state.write(move |transaction| finish(transaction, &row, &body));
+                let written = writing.await;
+                if let Err(error) = &written {
+                    tracing::warn!(%error, method = self.key.method(), "the answer of a call is not on disk yet");
+                    let (key, digest) = (self.key.clone(), self.digest);
+                    self.calls.keep(key, digest, answer.clone());
+                }
+                written.is_ok()
+            }
+        };
         let _ = self.sender.send(Some(answer));
+        is_kept
     }
 }
 
@@ -209,14 +361,15 @@ impl Drop for Call<'_> {
             let answer = Answer::of::<()>(&Err(status::outcome_unknown(
                 "its caller went away while it was sent",
             )));
-            let (state, row) = (self.calls.0.state.clone(), self.key.clone());
-            let body = answer.encode_to_vec();
-            tokio::spawn(async move {
-                // What stays is finished by the next start.
-                let _ = state
-                    .write_patiently(move |transaction| finish(transaction, &row, &body))
-                    .await;
-            });
+            // Of what is written to the state, the state knows whether it was.
+            if self.stage == Stage::Sending {
+                let (row, body) = (self.key.clone(), answer.encode_to_vec());
+                let state = &self.calls.0.state;
+                // In the queue before the id can be used again. What is not written is finished by the next start.
+                let writing =
+                    state.write_patiently(move |transaction| finish(transaction, &row, &body));
+                tokio::spawn(writing);
+            }
             let _ = self.sender.send(Some(answer));
         }
         self.calls.lock().remove(&self.key);
@@ -251,82 +404,6 @@ impl Answer {
             code => Err(status::again(code, message, details)),
         }
     }
-}
-
-enum Begun {
-    New,
-    Known(Digest, Answer),
-}
-
-fn begin(
-    transaction: &Transaction<'_>,
-    [caller, method, request_id]: &Key,
-    digest: Digest,
-    now: SystemTime,
-    age: i64,
-) -> rusqlite::Result<Begun> {
-    transaction
-        .prepare_cached(
-            "DELETE FROM calls WHERE stage = 2 AND (age < ?1
-                 OR id <= (SELECT max(id) FROM calls) - ?2)",
-        )?
-        .execute((
-            age::oldest(age, ACTION_AGE_MAX),
-            i64::try_from(ACTIONS_MAX).unwrap_or(i64::MAX),
-        ))?;
-    let known = transaction
-        .prepare_cached(
-            "SELECT digest, body FROM calls WHERE caller = ?1 AND method = ?2 AND request_id = ?3",
-        )?
-        .query_row([caller, method, request_id], |row| {
-            // Without an answer it is one that was given up a moment ago: nobody knows what became of it.
-            let body: Option<Vec<u8>> = row.get(1)?;
-            let answer = body.and_then(|body| Answer::decode(&body[..]).ok());
-            let answer = answer.unwrap_or_else(|| {
-                Answer::of::<()>(&Err(status::outcome_unknown(
-                    "nobody waited for its answer",
-                )))
-            });
-            Ok(Begun::Known(Digest(row.get(0)?), answer))
-        })
-        .optional()?;
-    if let Some(known) = known {
-        return Ok(known);
-    }
-    transaction
-        .prepare_cached(
-            "INSERT INTO calls (caller, method, request_id, digest, started, age, stage)
-             VALUES (:caller, :method, :request_id, :digest, :started, :age, 1)",
-        )?
-        .execute(named_params! {
-            ":caller": caller,
-            ":method": method,
-            ":request_id": request_id,
-            ":digest": &digest.0[..],
-            ":started": micros(now),
-            ":age": age,
-        })?;
-    Ok(Begun::New)
-}
-
-fn finish(
-    transaction: &Transaction<'_>,
-    [caller, method, request_id]: &Key,
-    body: &[u8],
-) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached(
-            "UPDATE calls SET stage = 2, body = ?4 WHERE caller = ?1 AND method = ?2 AND request_id = ?3",
-        )?
-        .execute((caller, method, request_id, body))?;
-    Ok(())
-}
-
-fn forget(transaction: &Transaction<'_>, key: &Key) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached("DELETE FROM calls WHERE caller = ?1 AND method = ?2 AND request_id = ?3")?
-        .execute(key.each_ref())?;
-    Ok(())
 }
 
 #[cfg(test)]

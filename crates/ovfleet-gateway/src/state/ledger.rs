@@ -8,7 +8,7 @@
 //! noted. Nothing is ever sent again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -31,6 +31,9 @@ use crate::{convert, cursor::Cursors, status};
 const GATHER: Duration = Duration::from_millis(100);
 /// How long after a failure the disk is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Most actions that are yet to be forgotten; one more is, at the latest, finished by the next start.
+const FORGOTTEN_MAX: usize = ACTIONS_MAX;
 
 const INTENDED: u8 = 0;
 const SENDING: u8 = 1;
@@ -59,6 +62,8 @@ struct Pending {
     outcomes: BTreeMap<(u64, usize), Vec<u8>>,
     /// Answers of actions that the disk refused; no more than actions that are remembered.
     finished: BTreeMap<u64, Vec<u8>>,
+    /// Actions of which nothing was sent and that may still be there; at most [`FORGOTTEN_MAX`].
+    forgotten: BTreeSet<u64>,
 }
 
 /// A finished action as it is kept.
@@ -134,20 +139,27 @@ impl Actions {
     }
 
     async fn write_pending(&self) -> Result<(), WriteError> {
-        let Pending { outcomes, finished } = {
+        let Pending {
+            outcomes,
+            finished,
+            forgotten,
+        } = {
             let mut pending = self.0.lock();
             let outcomes = std::mem::take(&mut pending.outcomes);
             Pending {
                 outcomes,
                 finished: pending.finished.clone(),
+                forgotten: pending.forgotten.clone(),
             }
         };
-        if outcomes.is_empty() && finished.is_empty() {
+        if outcomes.is_empty() && finished.is_empty() && forgotten.is_empty() {
             return Ok(());
         }
+        let gone = forgotten.clone();
         let done: Vec<u64> = finished.keys().copied().collect();
         let kept = outcomes.clone();
         let writing = self.0.state.write_patiently(move |transaction| {
+            forget(transaction, &forgotten)?;
             // An action that has ended meanwhile has them in its answer.
             let mut note = transaction.prepare_cached(
                 "INSERT OR REPLACE INTO action_results (number, target, body)
@@ -169,7 +181,10 @@ impl Actions {
         let written = writing.await;
         let mut pending = self.0.lock();
         match &written {
-            Ok(()) => pending.finished.retain(|number, _| !done.contains(number)),
+            Ok(()) => {
+                pending.finished.retain(|number, _| !done.contains(number));
+                pending.forgotten.retain(|number| !gone.contains(number));
+            }
             // Newer outcomes have come meanwhile, or none.
             Err(_) => {
                 for (place, body) in kept {
@@ -262,15 +277,18 @@ impl Ledger for Actions {
     }
 
     fn intend(&self, intent: Intent) -> BoxFuture<'static, Result<(), LedgerError>> {
-        let state = self.0.state.clone();
+        let inner = Arc::clone(&self.0);
+        let forgotten = inner.lock().forgotten.clone();
         async move {
-            let age = state.age();
-            let intended = state.write(move |transaction| intend(transaction, &intent, age));
-            match intended.await {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(LedgerError::Known),
-                Err(error) => Err(unavailable(&error)),
-            }
+            let (gone, age) = (forgotten.clone(), inner.state.age());
+            let intended = inner.state.write(move |transaction| {
+                forget(transaction, &forgotten)?;
+                intend(transaction, &intent, age)
+            });
+            let intended = intended.await.map_err(|error| unavailable(&error))?;
+            let mut pending = inner.lock();
+            pending.forgotten.retain(|number| !gone.contains(number));
+            intended.then_some(()).ok_or(LedgerError::Known)
         }
         .boxed()
     }
@@ -332,31 +350,23 @@ impl Ledger for Actions {
     }
 
     fn forget(&self, number: u64) {
-        let state = self.0.state.clone();
-        self.0.lock().outcomes.retain(|(of, _), _| *of != number);
-        tokio::spawn(async move {
-            // What stays is finished by the next start, as not sent; that is the truth.
-            let _ = state
-                .write_patiently(move |transaction| {
-                    transaction.execute(
-                        "DELETE FROM actions WHERE number = ?1 AND stage < 2",
-                        [number.cast_signed()],
-                    )
-                })
-                .await;
-        });
+        {
+            let mut pending = self.0.lock();
+            pending.outcomes.retain(|(of, _), _| *of != number);
+            if pending.forgotten.len() < FORGOTTEN_MAX {
+                pending.forgotten.insert(number);
+            }
+        }
+        // What the disk still has of it is passed over until then.
+        self.0.wake.notify_one();
     }
 
     fn lose(&self, number: u64) {
-        let state = self.0.state.clone();
-        tokio::spawn(async move {
-            // What stays is finished by the next start.
-            let _ = state
-                .write_patiently(move |transaction| {
-                    settle(transaction, number.cast_signed(), SystemTime::now())
-                })
-                .await;
+        // In the queue before the id can be used again. What is not written is finished by the next start.
+        let settling = self.0.state.write_patiently(move |transaction| {
+            settle(transaction, number.cast_signed(), SystemTime::now())
         });
+        tokio::spawn(settling);
     }
 
     fn take_run(&self, instance: &InstanceName, address: &str) -> Option<KnownRun> {
@@ -384,7 +394,7 @@ fn intend(transaction: &Transaction<'_>, intent: &Intent, age: i64) -> rusqlite:
         intent.method.as_str(),
         intent.request_id.as_str(),
     ];
-    // Given up before anything was sent, and not yet forgotten.
+    // Given up before anything was sent.
     transaction
         .prepare_cached(
             "DELETE FROM actions WHERE caller = ?1 AND method = ?2 AND request_id = ?3 AND stage = 0",
@@ -407,6 +417,16 @@ fn intend(transaction: &Transaction<'_>, intent: &Intent, age: i64) -> rusqlite:
             ":stage": INTENDED,
         })?;
     Ok(added == 1)
+}
+
+/// Forgets actions of which nothing was sent.
+fn forget(transaction: &Transaction<'_>, numbers: &BTreeSet<u64>) -> rusqlite::Result<()> {
+    let mut forget =
+        transaction.prepare_cached("DELETE FROM actions WHERE number = ?1 AND stage < 2")?;
+    for number in numbers {
+        forget.execute([number.cast_signed()])?;
+    }
+    Ok(())
 }
 
 fn finish(transaction: &Transaction<'_>, number: u64, body: &[u8]) -> rusqlite::Result<()> {

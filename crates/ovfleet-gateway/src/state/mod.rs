@@ -33,7 +33,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 pub use self::open::OpenError;
 use self::{age::Clock, health::Health, writer::Writer};
 pub(crate) use self::{
-    calls::Calls,
+    calls::{CallKey, Calls},
     generations::keep as keep_generations,
     health::{Figures, Trouble, WRITE_WAIT_MAX, WriteError},
     journal::{EventStore, Keep, StoredItem, StoredReader},
@@ -144,6 +144,11 @@ impl State {
         self.0.clock.age()
     }
 
+    /// What to say where a write was waited for too long.
+    fn slow(&self) -> WriteError {
+        self.0.health.slow()
+    }
+
     /// Figures for metrics.
     pub(crate) fn figures(&self) -> Figures {
         self.0.health.figures()
@@ -165,17 +170,22 @@ impl State {
         match timeout(WRITE_WAIT_MAX, reply).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(WriteError::Closed),
-            Err(_) => Err(self.0.health.slow()),
+            Err(_) => Err(self.slow()),
         }
     }
 
-    /// The same for what nobody waits for: as long as it takes.
-    pub(crate) async fn write_patiently<T: Send + 'static>(
+    /// The same for what nobody waits for: as long as it takes. It has its place in the queue when this returns: what is
+    /// asked for later finds what it did. Dropped, it may not be done.
+    pub(crate) fn write_patiently<T, F>(
         &self,
-        job: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, WriteError> {
-        let reply = self.0.writer.submit(job)?;
-        reply.await.unwrap_or(Err(WriteError::Closed))
+        job: F,
+    ) -> impl Future<Output = Result<T, WriteError>> + Send + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let reply = self.0.writer.submit(job);
+        async move { reply?.await.unwrap_or(Err(WriteError::Closed)) }
     }
 
     /// The same for what a start does. If nothing can be written it is done as if it could, and again once it can.

@@ -146,7 +146,7 @@ async fn what_was_said_of_instances_is_kept_by_name() {
         ..defined.clone()
     };
     let put = |name, now: &Registered, before: &Registered| {
-        registry.put(name, now.clone(), before.clone())
+        registry.put(name, now.clone(), before.clone(), None)
     };
     assert_eq!(put("b", &defined, &nothing()).await, Ok(()));
     assert_eq!(put("a", &defined, &nothing()).await, Ok(()));
@@ -205,4 +205,60 @@ fn what_writes_nothing_says_nothing_of_the_disk() {
     assert!(health.check().is_err());
     assert_eq!(health.end(health.begin(), Ok(true)), None);
     assert!(health.check().is_ok());
+}
+
+/// Keeps the one thread that writes busy until it is told to go on; then what it wrote comes to be.
+async fn hang(state: &State, sql: &'static str) -> std::sync::mpsc::Sender<()> {
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let hanging = state.write_patiently(move |transaction| {
+        transaction.execute_batch(sql)?;
+        let _ = begun.send(());
+        let _ = wait.recv();
+        Ok(())
+    });
+    tokio::spawn(hanging);
+    has_begun.await.expect("it began");
+    go_on
+}
+
+/// Fails if a restart brings back a change that was refused, or loses one that was made after it.
+#[tokio::test]
+async fn what_was_refused_for_a_slow_disk_is_undone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let state = open(directory.path());
+    let registry = Registry::new(state.clone());
+    let registered = |pause: &str| Registered {
+        definition: None,
+        pause: Some(pause.to_owned()),
+    };
+    let put = |now: &Registered, before: &Registered| {
+        registry.put("a", now.clone(), before.clone(), None)
+    };
+    let (before, refused, made) = (
+        registered("before"),
+        registered("refused"),
+        registered("made"),
+    );
+    assert_eq!(put(&before, &Registered::default()).await, Ok(()));
+    // As where the disk hangs at the very end: what was refused comes to be.
+    let go_on = hang(&state, "UPDATE registry SET pause = 'refused'").await;
+    let slow = put(&refused, &before).await;
+    assert!(matches!(slow, Err(WriteError::Slow { .. })), "{slow:?}");
+    let none = put(&made, &before).await;
+    assert!(none.is_err(), "it still hangs: {none:?}");
+    go_on.send(()).expect("it waits");
+    // In the queue behind what hangs.
+    state
+        .write_patiently(|_| Ok(()))
+        .await
+        .expect("it is written");
+    assert_eq!(
+        registry.list().await,
+        Ok(vec![("a".to_owned(), before.clone())])
+    );
+    assert_eq!(put(&made, &before).await, Ok(()));
+    state.close(Duration::from_secs(5)).await;
+    let registry = Registry::new(open(directory.path()));
+    assert_eq!(registry.list().await, Ok(vec![("a".to_owned(), made)]));
 }

@@ -32,6 +32,17 @@ pub(crate) fn check(command: &InstanceCommand) -> Result<(), Failure> {
                     .to_owned(),
             ))
         }
+        InstanceCommand::Remove(InstanceRemoveArgs {
+            names, request_id, ..
+        })
+        | InstanceCommand::Pause(InstancePauseArgs {
+            names, request_id, ..
+        })
+        | InstanceCommand::Resume(InstanceResumeArgs {
+            names, request_id, ..
+        }) if names.len() > 1 && request_id.is_some() => Err(Failure::Usage(
+            "a request id is that of one change: give --request-id with one instance".to_owned(),
+        )),
         _ => Ok(()),
     }
 }
@@ -55,14 +66,16 @@ async fn add(gateway: &Gateway, args: InstanceAddArgs, output: &mut Output) -> O
         .definition
         .definition(args.name.clone(), Some(args.address))
         .map_err(Failure::Usage)?;
+    let id = request_id(args.request_id)?;
     let request = CreateInstanceRequest {
         instance: Some(definition),
         validate_only: args.dry_run,
         check_reachable: args.check,
+        request_id: id.clone(),
     };
     let mut service = gateway.inventory();
     let answer = service.create_instance(gateway.request(request)).await;
-    let response = answered(gateway, answer)?;
+    let response = answered(gateway, &id, answer)?;
     if output.format() == Format::Table {
         reachability(response.reachability.as_ref());
         tell(&args.name, "added", args.dry_run, response.durability);
@@ -79,6 +92,7 @@ async fn set(gateway: &Gateway, args: InstanceSetArgs, output: &mut Output) -> O
         .definition
         .definition(args.name.clone(), args.address)
         .map_err(Failure::Usage)?;
+    let id = request_id(args.request_id)?;
     let request = UpdateInstanceRequest {
         instance: Some(definition),
         update_mask: Some(prost_types::FieldMask { paths }),
@@ -86,10 +100,11 @@ async fn set(gateway: &Gateway, args: InstanceSetArgs, output: &mut Output) -> O
         validate_only: args.dry_run,
         check_reachable: args.check,
         force: args.force,
+        request_id: id.clone(),
     };
     let mut service = gateway.inventory();
     let answer = service.update_instance(gateway.request(request)).await;
-    let response = answered(gateway, answer)?;
+    let response = answered(gateway, &id, answer)?;
     if output.format() == Format::Table {
         reachability(response.reachability.as_ref());
         tell(&args.name, "changed", args.dry_run, response.durability);
@@ -119,14 +134,16 @@ async fn remove(gateway: &Gateway, args: InstanceRemoveArgs, output: &mut Output
     }
     let mut service = gateway.inventory();
     for name in args.names {
+        let id = request_id(args.request_id.clone())?;
         let request = DeleteInstanceRequest {
             name: name.clone(),
             etag: String::new(),
             validate_only: args.dry_run,
             force: args.force,
+            request_id: id.clone(),
         };
         let answer = service.delete_instance(gateway.request(request)).await;
-        let response = answered(gateway, answer)?;
+        let response = answered(gateway, &id, answer)?;
         if output.format() == Format::Table {
             tell(&name, "removed", args.dry_run, response.durability);
         } else {
@@ -139,15 +156,17 @@ async fn remove(gateway: &Gateway, args: InstanceRemoveArgs, output: &mut Output
 async fn pause(gateway: &Gateway, args: InstancePauseArgs, output: &mut Output) -> Outcome {
     let mut service = gateway.inventory();
     for name in args.names {
+        let id = request_id(args.request_id.clone())?;
         let request = PauseInstanceRequest {
             name: name.clone(),
             etag: String::new(),
             reason: args.reason.clone().unwrap_or_default(),
             validate_only: args.dry_run,
             force: args.force,
+            request_id: id.clone(),
         };
         let answer = service.pause_instance(gateway.request(request)).await;
-        let response = answered(gateway, answer)?;
+        let response = answered(gateway, &id, answer)?;
         if output.format() == Format::Table {
             tell(&name, "paused", args.dry_run, response.durability);
         } else {
@@ -160,13 +179,15 @@ async fn pause(gateway: &Gateway, args: InstancePauseArgs, output: &mut Output) 
 async fn resume(gateway: &Gateway, args: InstanceResumeArgs, output: &mut Output) -> Outcome {
     let mut service = gateway.inventory();
     for name in args.names {
+        let id = request_id(args.request_id.clone())?;
         let request = ResumeInstanceRequest {
             name: name.clone(),
             etag: String::new(),
             validate_only: args.dry_run,
+            request_id: id.clone(),
         };
         let answer = service.resume_instance(gateway.request(request)).await;
-        let response = answered(gateway, answer)?;
+        let response = answered(gateway, &id, answer)?;
         if output.format() == Format::Table {
             tell(&name, "resumed", args.dry_run, response.durability);
         } else {
@@ -177,13 +198,15 @@ async fn resume(gateway: &Gateway, args: InstanceResumeArgs, output: &mut Output
 }
 
 pub(crate) async fn reload(gateway: &Gateway, args: ReloadArgs, output: &mut Output) -> Outcome {
+    let id = request_id(args.request_id)?;
     let request = ReloadRequest {
         validate_only: args.dry_run,
         force: args.force,
+        request_id: id.clone(),
     };
     let mut service = gateway.inventory();
     let answer = service.reload(gateway.request(request)).await;
-    let response = answered(gateway, answer)?;
+    let response = answered(gateway, &id, answer)?;
     let verdict = Verdict::done_if(response.needs_force.is_empty() || args.force);
     if output.format() != Format::Table {
         show(output, "ReloadResponse", &response)?;
@@ -257,9 +280,24 @@ fn differences(response: &ReloadResponse) -> Option<Table> {
     (!is_empty).then_some(table)
 }
 
-fn answered<R>(gateway: &Gateway, answer: Result<Response<R>, Status>) -> Result<R, Failure> {
-    let response = answer.map_err(|status| gateway.failure(status))?;
-    Ok(response.into_inner())
+/// The id of a change: the given one, or a new one.
+fn request_id(given: Option<String>) -> Result<String, Failure> {
+    given.map_or_else(action::new_request_id, Ok)
+}
+
+fn answered<R>(
+    gateway: &Gateway,
+    request_id: &str,
+    answer: Result<Response<R>, Status>,
+) -> Result<R, Failure> {
+    let response = answer.map_err(|status| match gateway.failure(status) {
+        Failure::Unreached(message) => Failure::Unreached(format!(
+            "{message}\n  the change may have been made: the same command with --request-id {request_id} makes it \
+             once, now or then"
+        )),
+        other => other,
+    });
+    Ok(response?.into_inner())
 }
 
 fn show<M: Message>(output: &mut Output, name: &str, response: &M) -> Result<(), Failure> {

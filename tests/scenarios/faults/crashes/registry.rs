@@ -113,7 +113,7 @@ impl Name {
         };
         let new = |is_paused| Defined {
             address: definition.address.clone(),
-            labels: definition.labels.clone(),
+            labels: definition.labels.clone().into_iter().collect(),
             is_paused,
         };
         let answered = match (self.is.clone(), wish) {

@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use ovfleet_proto::v1::{SetMuteRequest, SetMuteResponse};
+use ovfleet_proto::v1::{self, SetMuteRequest, SetMuteResponse};
 use tokio::sync::oneshot;
 
 use super::*;
@@ -25,7 +25,10 @@ fn request(lines: u32) -> SetMuteRequest {
 
 fn done(text: &str) -> Result<SetMuteResponse, Status> {
     let text = text.to_owned();
-    Ok(SetMuteResponse { text })
+    Ok(SetMuteResponse {
+        text,
+        ..Default::default()
+    })
 }
 
 async fn once(
@@ -166,5 +169,75 @@ async fn an_id_is_taken_for_a_day_that_passes() {
     assert_eq!(
         once(&calls, 1, async { done("second") }).await.as_deref(),
         Ok("second")
+    );
+}
+
+/// A call that changes the state: `change` is whether its write comes to be.
+async fn once_in_state(
+    calls: &Calls,
+    state: &State,
+    change: bool,
+) -> Result<v1::DeleteInstanceResponse, Status> {
+    let caller = CallerName::new("alice");
+    let request = v1::DeleteInstanceRequest {
+        name: "eu1".to_owned(),
+        request_id: "x".to_owned(),
+        ..Default::default()
+    };
+    let work = async |key: CallKey| {
+        if change {
+            let noting = state.write(move |transaction| note_done(transaction, &key));
+            noting.await.expect("it is written");
+        }
+        // The process ends here.
+        std::future::pending().await
+    };
+    let cut = calls.once_in_state(&caller, "DeleteInstance", "x", &request, work);
+    let cut = tokio::time::timeout(Duration::from_millis(300), cut).await;
+    cut.unwrap_or_else(|_| Err(status::shutting_down()))
+}
+
+/// Fails if a change that is on disk is made again, or one that is not passes for made.
+#[tokio::test]
+async fn what_changes_the_state_is_done_or_free() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for (change, expected) in [
+        (false, Err(Code::Unavailable)),
+        (true, Err(Code::Unavailable)),
+        (true, Ok(())),
+    ] {
+        let (state, calls) = open(directory.path()).await;
+        let answer = once_in_state(&calls, &state, change).await;
+        let answer = answer.map(drop).map_err(|status| status.code());
+        assert_eq!(answer, expected);
+        state.close(Duration::from_secs(5)).await;
+    }
+}
+
+/// Fails if an id stays taken because the disk was slow or full when the call was refused.
+#[tokio::test]
+async fn what_was_refused_for_the_disk_leaves_its_id_free() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (state, calls) = open(directory.path()).await;
+    let (go_on, wait) = std::sync::mpsc::channel();
+    // Whoever waits for this one's commit is told that nothing was done; it comes to be all the same.
+    let key = CallKey::new(&CallerName::new("alice"), "SetMute", "x").expect("a key");
+    let row = key.clone();
+    let hanging = state.write_patiently(move |transaction| {
+        let digest = Digest::default();
+        let now = (SystemTime::now(), 0);
+        begin(transaction, &row, digest, Stage::Sending, now)?;
+        let _ = wait.recv();
+        Ok(())
+    });
+    assert_eq!(
+        once(&calls, 1, async { done("first") }).await,
+        Err(Code::Unavailable)
+    );
+    go_on.send(()).expect("it waits");
+    hanging.await.expect("it is written");
+    assert_eq!(
+        once(&calls, 2, async { done("again") }).await,
+        Ok("again".to_owned())
     );
 }

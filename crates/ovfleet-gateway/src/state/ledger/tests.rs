@@ -205,3 +205,30 @@ async fn an_action_is_known_for_a_day_that_passes() {
         assert_eq!(found(&actions, "x").await.is_some(), known, "{hours}");
     }
 }
+
+/// Fails if an id is still taken by an action that was refused: its caller has been told so, and may ask again at once.
+#[tokio::test]
+async fn the_id_of_a_refused_action_is_free_at_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (state, actions) = open(directory.path()).await;
+    let first = intent(1, "refused");
+    actions.intend(first).await.expect("it is free");
+    // Whoever planned was told that the disk is too slow; the plan came to be all the same.
+    let planned = action(1, "refused", &[Outcome::NotSent]);
+    actions.plan(planned, 1).await.expect("it is kept");
+    actions.forget(1);
+    let again = actions.intend(intent(2, "refused")).await;
+    assert_eq!(again, Ok(()));
+    actions.write_pending().await.expect("it is written");
+    let planned = action(2, "refused", &[Outcome::NotSent]);
+    actions
+        .plan(planned, 1)
+        .await
+        .expect("the second one is there");
+    // One that nobody asks for again goes too.
+    actions.forget(2);
+    actions.write_pending().await.expect("it is written");
+    state.close(Duration::from_secs(5)).await;
+    let (_state, actions) = open(directory.path()).await;
+    assert_eq!(found(&actions, "refused").await, None);
+}
