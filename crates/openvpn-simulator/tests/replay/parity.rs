@@ -9,10 +9,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use openvpn_simulator::{Address, StartError};
 use tokio::time::timeout;
 
 use crate::compare::Comparison;
-use crate::lab::Pki;
+use crate::lab::{Pki, free_port, openvpn};
 use crate::people::translate;
 use crate::script::play_sessions;
 use crate::setup::Setup;
@@ -175,4 +176,17 @@ fn every_recording_is_played() {
     let mut played = RECORDINGS.to_vec();
     played.sort_unstable();
     assert_eq!(found, played);
+}
+
+/// A daemon whose manager does not listen ends at once, and that is no failure. A simulated one does not even start.
+#[tokio::test]
+async fn managers_who_are_not_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let nobody = Address::Unix(directory.path().join("nobody.sock"));
+    let config = DIALLING.config(&nobody, &Pki::new(), free_port().unwrap());
+    let real = openvpn(directory.path(), "real", &config);
+    assert!(real.ended().await);
+    let simulated = DIALLING.builder(nobody).start().await;
+    let error = simulated.unwrap_err();
+    assert!(matches!(error, StartError::Dial { .. }), "{error}");
 }
