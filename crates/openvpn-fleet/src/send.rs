@@ -284,3 +284,6 @@ fn progress(running: &Running, outcomes: Vec<(Outcome, u64)>, targets: usize) ->
         targets: targets as u64,
     }
 }
+
+#[cfg(test)]
+mod tests;

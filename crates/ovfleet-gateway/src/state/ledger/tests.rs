@@ -141,6 +141,36 @@ async fn a_start_finishes_what_the_last_run_left() {
     );
 }
 
+/// Fails if an action whose task was lost stays under way for ever, or passes for something that it is not.
+#[tokio::test]
+async fn a_lost_action_is_finished_by_what_is_known() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_state, actions) = open(directory.path()).await;
+    actions.intend(intent(1, "x")).await.expect("it is free");
+    let planned = action(1, "x", &[Outcome::NotSent, Outcome::NotSent]);
+    actions.plan(planned, 2).await.expect("it is kept");
+    actions.note(1, 0, TargetResult::Kill(&result(0, Outcome::Accepted)));
+    actions.write_pending().await.expect("it is written");
+    actions.lose(1);
+    let lost = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            if let Some(lost) = found(&actions, "x").await {
+                return lost;
+            }
+        }
+    });
+    let lost = lost.await.expect("it is finished");
+    assert_eq!(lost.settled(), v1::Outcome::Unknown);
+    assert_eq!(
+        outcomes(&lost),
+        [v1::Outcome::Accepted, v1::Outcome::Unknown]
+    );
+    assert_eq!(
+        actions.intend(intent(2, "x")).await,
+        Err(LedgerError::Known)
+    );
+}
+
 /// Fails if a finished action is sent again, or one that was taken back blocks its id.
 #[tokio::test]
 async fn an_id_is_taken_by_what_was_sent() {
