@@ -270,3 +270,6 @@ where
         tracing::debug!(%error, "HTTP connection ended with an error");
     }
 }
+
+#[cfg(test)]
+mod tests;
