@@ -12,7 +12,7 @@ TEST_THREADS ?= 8
 THROUGH_SUDO := --config 'target."cfg(unix)".runner = ["sudo", "-E"]'
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),$(THROUGH_SUDO))
 # What `make soak` runs: names of tests, or parts of names. These have a long form.
-SOAK ?= faults:: races_ crowded:: together:: handover:: standby:: mutations::
+SOAK ?= faults:: races_ crowded:: together:: handover:: standby:: mutations:: memory_and_disk
 # Of `make fuzz`, over all targets together.
 FUZZ_SECONDS ?= 600
 
@@ -35,6 +35,7 @@ soak: ## Long forms of the tests with faults, SOAK names them; seeds and figures
 	@scripts/setup openvpn python
 	$(CARGO) build --workspace --bins --locked
 	OVFLEET_SOAK=1 RUST_LIB_BACKTRACE=0 $(CARGO) test --locked --no-fail-fast -p openvpn-fleet -p ovfleet-tests --test fleet --test scenarios $(AS_ROOT) -- --test-threads 1 --nocapture $(SOAK)
+	OVFLEET_SOAK=1 RUST_LIB_BACKTRACE=0 $(CARGO) test --locked -p ovfleet-gateway --lib -- --nocapture $(SOAK)
 
 check: ## Everything a machine can say about the code without running it
 	@scripts/setup buf

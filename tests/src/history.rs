@@ -10,8 +10,8 @@
 
 use thiserror::Error;
 
-/// Classes of retention.
-pub const CLASSES: usize = 3;
+/// Classes of retention: those of events, and one for gaps that have a place of their own.
+pub const CLASSES: usize = 4;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -146,7 +146,8 @@ impl EventFilter {
     }
 
     /// Whether events of a kind can be shown.
-    pub(crate) fn wants_kind(&self, kind: Kind) -> bool {
+    #[must_use]
+    pub fn wants_kind(&self, kind: Kind) -> bool {
         self.kinds.contains(kind)
             && (self.clients.is_empty() || kind.as_str().starts_with("client."))
     }

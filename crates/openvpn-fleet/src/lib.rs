@@ -59,8 +59,8 @@ pub use filter::{
 pub use fleet::{Changes, Fleet, FleetConfig, NameClash, Selection};
 pub use instance::Instance;
 pub use journal::{
-    Batch, Counts, Encode, Entry, Item, Journal, JournalConfig, Position, Reader, Record, RunId,
-    Start,
+    Batch, Counts, Encode, Entry, Item, Journal, JournalConfig, Missing, Position, Reader, Record,
+    RunId, Source, Start,
 };
 pub use label::{EXPRESSION_BYTES_MAX, LabelExpression, LabelExpressionError};
 pub use ledger::{Digest, Intent, KnownRun, Ledger, LedgerError, TargetResult};

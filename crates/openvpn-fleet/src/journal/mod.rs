@@ -17,8 +17,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 pub use self::counts::Counts;
-pub use self::reader::{Batch, Item, Reader, Start};
+pub use self::reader::{Batch, Item, Missing, Reader, Start};
 use self::ring::Ring;
+pub use self::ring::Source;
 use crate::event::{Event, EventClass, Gap};
 use crate::name::GatewayName;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::ring::Evicted;
+use super::ring::{Evicted, Source};
 use super::{Entry, Journal, Position, Record, Rings};
 use crate::event::{EventClass, Gap, GapCause, Kind};
 use crate::event_filter::EventFilter;
@@ -63,6 +63,19 @@ pub enum Item {
         /// Reading from here gives what follows it.
         resume: Position,
     },
+}
+
+/// Of what something was thrown away before a reader came to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// The class that it was kept with.
+    pub class: EventClass,
+    /// Of what; none: of more than is told apart.
+    pub source: Option<Source>,
+    /// The highest sequence number thrown away.
+    pub through: u64,
+    /// When the youngest of them was made.
+    pub time: SystemTime,
 }
 
 impl Journal {
@@ -240,6 +253,23 @@ impl Journal {
         self.position(through.unwrap_or(self.start))
     }
 
+    /// Of what something behind the reader was thrown away: for who keeps the gaps that it is told of, to tell others.
+    #[must_use]
+    pub fn missing(&self, reader: &Reader) -> Vec<Missing> {
+        let rings = self.lock();
+        let of_class = |class: EventClass| {
+            let ring = &rings.rings[class as usize];
+            let behind = ring.evicted_behind(reader.accounted[class as usize]);
+            behind.map(move |(source, evicted)| Missing {
+                class,
+                source: source.cloned(),
+                through: evicted.through,
+                time: evicted.time,
+            })
+        };
+        EventClass::ALL.into_iter().flat_map(of_class).collect()
+    }
+
     /// What was thrown away of a class, as far as `filter` wants it.
     fn evicted_of(
         &self,
@@ -260,8 +290,10 @@ impl Journal {
         if filter.selector.is_everything() {
             ring.evicted_of_kinds(wants_kind)
         } else {
-            ring.evicted_of_sources(|(instance, kind), labels| {
-                wants_kind(*kind) && filter.wants_instance(&self.gateway, instance.as_ref(), labels)
+            ring.evicted_of_sources(|source| {
+                let instance = source.instance.as_ref();
+                wants_kind(source.kind)
+                    && filter.wants_instance(&self.gateway, instance, &source.labels)
             })
         }
     }

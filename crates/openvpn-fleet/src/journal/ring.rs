@@ -8,8 +8,8 @@ use super::{ClassDepth, Entry, Record};
 use crate::event::{EventClass, Kind};
 use crate::name::{InstanceName, Labels};
 
-/// Instances and kinds whose evictions are told apart; evictions of further ones count as of any instance and kind, so
-/// that a stream may be told of a hole that is none of its own, but never the other way round.
+/// Sources whose evictions are told apart; evictions of further ones count as of any, so that a stream may be told of a hole
+/// that is none of its own, but never the other way round.
 pub(super) const EVICTED_SOURCES_MAX: usize = 50_000;
 
 /// Up to where, until when and how many entries were thrown away.
@@ -54,14 +54,21 @@ pub(super) struct Ring {
     evicted: Option<Evicted>,
     /// Over all instances, by kind; the last is of gaps, which stand for every kind.
     evicted_kinds: [Option<Evicted>; Kind::ALL.len() + 1],
-    /// By instance and kind; no instance for the gateway's own, no kind for gaps.
-    evicted_sources: HashMap<Source, (Evicted, Labels)>,
+    evicted_sources: HashMap<Source, Evicted>,
     /// Of more sources than are told apart.
     evicted_others: Option<Evicted>,
 }
 
-/// What an evicted entry was of.
-pub(super) type Source = (Option<InstanceName>, Option<Kind>);
+/// What an entry is of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// The instance; none for the gateway's own.
+    pub instance: Option<InstanceName>,
+    /// The labels it had at that moment: selections go by them.
+    pub labels: Labels,
+    /// The kind of event; none for gaps.
+    pub kind: Option<Kind>,
+}
 
 impl Ring {
     pub(super) fn new(bytes_max: usize, entries_max: usize) -> Self {
@@ -108,6 +115,11 @@ impl Ring {
             Record::Event(event) => (&event.instance, &event.labels, Some(event.kind())),
             Record::Gap(gap) => (&gap.instance, &gap.labels, None),
         };
+        let source = Source {
+            instance: instance.clone(),
+            labels: labels.clone(),
+            kind,
+        };
         let (through, time) = (entry.sequence, entry.observed);
         let add = |evicted: Option<Evicted>| Evicted {
             through,
@@ -117,13 +129,10 @@ impl Ring {
         self.evicted = Some(add(self.evicted));
         let of_kind = &mut self.evicted_kinds[kind_index(kind)];
         *of_kind = Some(add(*of_kind));
-        let source = (instance.clone(), kind);
-        if let Some((evicted, known_labels)) = self.evicted_sources.get_mut(&source) {
+        if let Some(evicted) = self.evicted_sources.get_mut(&source) {
             *evicted = add(Some(*evicted));
-            known_labels.clone_from(labels);
         } else if self.evicted_sources.len() < EVICTED_SOURCES_MAX {
-            self.evicted_sources
-                .insert(source, (add(None), labels.clone()));
+            self.evicted_sources.insert(source, add(None));
         } else {
             self.evicted_others = Some(add(self.evicted_others));
         }
@@ -145,16 +154,25 @@ impl Ring {
     }
 
     /// What was thrown away of the sources that `wants` takes.
-    pub(super) fn evicted_of_sources(
-        &self,
-        wants: impl Fn(&Source, &Labels) -> bool,
-    ) -> Option<Evicted> {
+    pub(super) fn evicted_of_sources(&self, wants: impl Fn(&Source) -> bool) -> Option<Evicted> {
         self.evicted_sources
             .iter()
-            .filter(|(source, (_, labels))| wants(source, labels))
-            .map(|(_, (evicted, _))| *evicted)
+            .filter(|(source, _)| wants(source))
+            .map(|(_, evicted)| *evicted)
             .chain(self.evicted_others)
             .reduce(Evicted::and)
+    }
+
+    /// Of which sources something behind `sequence` was thrown away; `None` stands for any.
+    pub(super) fn evicted_behind(
+        &self,
+        sequence: u64,
+    ) -> impl Iterator<Item = (Option<&Source>, Evicted)> {
+        let sources = self.evicted_sources.iter();
+        let sources = sources.map(|(source, evicted)| (Some(source), *evicted));
+        let others = self.evicted_others.map(|evicted| (None, evicted));
+        let all = sources.chain(others);
+        all.filter(move |(_, evicted)| evicted.through > sequence)
     }
 
     /// The oldest entry behind `sequence`.

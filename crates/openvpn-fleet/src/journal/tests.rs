@@ -166,6 +166,33 @@ fn a_flood_of_one_class_leaves_the_others_alone() {
     assert_eq!(shown.len(), 1 + 1 + 40);
 }
 
+/// An instance whose labels were changed is known by both: who selected it by the old ones lost what it said then.
+#[test]
+fn a_hole_is_known_by_the_labels_of_its_time() {
+    let journal = journal(1 << 20, 20);
+    let at_site = |site: &str| Event {
+        labels: Labels::from_iter([("site", site)]),
+        ..event(EventClass::Lifecycle, "a", 1)
+    };
+    journal.append(at_site("old"));
+    for _ in 0..50 {
+        journal.append(at_site("new"));
+    }
+    let of_site = |site: &str| EventFilter {
+        selector: Selector {
+            labels: site.parse().expect("labels"),
+            ..Selector::default()
+        },
+        ..everything()
+    };
+    for (site, missing) in [("site=old", 1), ("site=new", 1), ("site=other", 0)] {
+        let mut reader = journal.reader(Start::Position(position(START)));
+        let shown = read_all(&journal, &mut reader, &of_site(site));
+        let gaps = shown.iter().filter(|shown| matches!(shown, Shown::Gap(..)));
+        assert_eq!(gaps.count(), missing, "{site}: {shown:?}");
+    }
+}
+
 /// A gap is told once to each reader, however often it reads.
 #[test]
 fn a_gap_is_told_once() {

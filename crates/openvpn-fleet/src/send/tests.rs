@@ -106,7 +106,10 @@ async fn an_action_whose_task_panics_is_told_as_lost() {
         join(&joined, &limits)
     );
     for result in [first, second] {
-        assert!(matches!(result, Err(ActionError::Lost { .. })), "{result:?}");
+        assert!(
+            matches!(result, Err(ActionError::Lost { .. })),
+            "{result:?}"
+        );
     }
     assert_eq!(losses.0.lock().expect("no panic holds it").len(), 1);
     let again = begin(shared);

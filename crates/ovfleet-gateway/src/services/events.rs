@@ -77,7 +77,12 @@ impl Events {
         let (frames, stream) = frame_channel();
         let task = EventStream {
             context: Arc::clone(&self.context),
-            source: Source::new(&self.context, start, &filter),
+            source: Source::new(
+                self.context.fleet.journal(),
+                self.context.store.as_ref(),
+                start,
+                &filter,
+            ),
             filter: Arc::new(filter),
             fail_on_gap,
             follow: follow.unwrap_or(true),
@@ -188,7 +193,7 @@ impl EventStream {
         let context = Arc::clone(&self.context);
         let mut sent = 0;
         loop {
-            let (pieces, is_end) = self.source.read(&context, &self.filter).await;
+            let (pieces, is_end) = self.source.read(&self.filter).await;
             let mut run = Run::default();
             for piece in pieces {
                 match piece {
@@ -200,7 +205,7 @@ impl EventStream {
                     }
                     Piece::Gap { gap, resume } => {
                         sent += self.send_run(std::mem::take(&mut run)).await?;
-                        self.check_gap(&gap, resume).await?;
+                        self.check_gap(&gap).await?;
                         let cursor = context.cursors.write(resume);
                         let frame = Frame::Gap(convert::event::gap(&gap, cursor));
                         self.send(other_frame(frame)).await?;
@@ -227,7 +232,7 @@ impl EventStream {
     }
 
     /// Ends the stream at a gap, if its caller wants that.
-    async fn check_gap(&mut self, gap: &Gap, resume: Position) -> Result<(), NotSent> {
+    async fn check_gap(&mut self, gap: &Gap) -> Result<(), NotSent> {
         let is_loss = matches!(
             gap.cause,
             GapCause::Compacted | GapCause::GatewayRestarted | GapCause::JournalReplaced
@@ -235,16 +240,14 @@ impl EventStream {
         if !(self.fail_on_gap && is_loss) {
             return Ok(());
         }
-        let oldest = self
-            .source
-            .oldest_whole(&self.context, &self.filter, resume);
-        let oldest = self.context.cursors.write(oldest.await);
+        let oldest = self.source.oldest_whole(&self.filter).await;
+        let oldest = self.context.cursors.write(oldest);
         self.frames.end(status::cursor_compacted(oldest));
         Err(NotSent)
     }
 
     fn position(&self) -> Position {
-        self.source.position(&self.context)
+        self.source.position()
     }
 
     async fn send_run(&mut self, run: Run) -> Result<usize, NotSent> {

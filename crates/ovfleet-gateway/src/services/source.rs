@@ -12,7 +12,7 @@ use openvpn_fleet::{
 };
 use tokio::time::timeout;
 
-use super::{Context, events::BATCH_EVENTS_MAX};
+use super::events::BATCH_EVENTS_MAX;
 use crate::state::{EventStore, StoredItem, StoredReader};
 
 /// How long a stream at the end of the disk waits for what memory has forgotten already and the disk does not have yet.
@@ -20,7 +20,15 @@ const WRITTEN_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// A place that moves on as it is read.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(crate) struct Source {
+    journal: Arc<Journal>,
+    /// The same on disk; `None` without a state directory.
+    store: Option<EventStore>,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
     /// In memory, where nothing behind it is missing that the disk has.
     Memory(Reader),
     /// In memory too, where it has first to be told what is missing.
@@ -33,7 +41,7 @@ pub(super) enum Source {
 
 /// One thing that a stream shows.
 #[derive(Debug)]
-pub(super) enum Piece {
+pub(crate) enum Piece {
     /// An event.
     Event {
         /// Its number.
@@ -51,17 +59,152 @@ pub(super) enum Piece {
 }
 
 impl Source {
-    pub(super) fn new(context: &Context, start: Start, filter: &EventFilter) -> Self {
-        let journal = context.fleet.journal();
-        let Some(store) = &context.store else {
-            return Self::Memory(journal.reader(start));
+    pub(crate) fn new(
+        journal: &Arc<Journal>,
+        store: Option<&EventStore>,
+        start: Start,
+        filter: &EventFilter,
+    ) -> Self {
+        Self {
+            journal: Arc::clone(journal),
+            store: store.cloned(),
+            place: match store {
+                None => Place::Memory(journal.reader(start)),
+                Some(store) => Place::new(journal, store, start, filter),
+            },
+        }
+    }
+
+    /// Whether it reads on disk.
+    pub(super) fn is_stored(&self) -> bool {
+        matches!(self.place, Place::Stored(..) | Place::Since(..))
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        let sequence = match &self.place {
+            Place::Memory(reader) | Place::Gappy(reader) => return reader.position(),
+            Place::Stored(_, reader) => reader.after(),
+            Place::Since(..) => 0,
         };
+        let run = self.journal.run();
+        Position { run, sequence }
+    }
+
+    /// What comes next, in order, and whether that is all there is at this moment.
+    pub(crate) async fn read(&mut self, filter: &Arc<EventFilter>) -> (Vec<Piece>, bool) {
+        let journal = Arc::clone(&self.journal);
+        loop {
+            match &mut self.place {
+                Place::Gappy(reader) => {
+                    let batch = journal.read(reader, BATCH_EVENTS_MAX, filter);
+                    self.place = Place::Memory(reader.clone());
+                    return pieces(&journal, batch);
+                }
+                Place::Memory(reader) => {
+                    let Some(store) = &self.store else {
+                        let batch = journal.read(reader, BATCH_EVENTS_MAX, filter);
+                        return pieces(&journal, batch);
+                    };
+                    if let Some(batch) = journal.read_whole(reader, BATCH_EVENTS_MAX, filter) {
+                        return pieces(&journal, batch);
+                    }
+                    // It fell behind: the disk has it.
+                    let after = reader.position().sequence;
+                    self.place = Place::Stored(store.clone(), StoredReader::behind(after));
+                }
+                Place::Since(store, time) => {
+                    let (store, time) = (store.clone(), *time);
+                    match store.reader_since(time, filter, journal.gateway()).await {
+                        Ok(reader) => self.place = Place::Stored(store, reader),
+                        Err(_) => {
+                            self.place = Place::Gappy(journal.reader(Start::Time(time)));
+                            return (vec![lost(&journal, self.position())], false);
+                        }
+                    }
+                }
+                Place::Stored(store, reader) => {
+                    let store = store.clone();
+                    let page = store.page(reader, filter, journal.gateway()).await;
+                    let after = reader.after();
+                    let Ok(page) = page else {
+                        // The disk cannot be read: what it holds is missing here.
+                        let begin = journal.start().sequence.max(after);
+                        let place = Position {
+                            sequence: begin,
+                            ..journal.start()
+                        };
+                        self.place = Place::Gappy(journal.reader(Start::Position(place)));
+                        return (vec![lost(&journal, place)], false);
+                    };
+                    if page.is_end && page.items.is_empty() {
+                        // At once, without anything in between: what memory lacks now the disk has a moment later.
+                        self.join(filter, &store, after).await;
+                        continue;
+                    }
+                    let run = journal.run();
+                    let pieces = page.items.into_iter().map(|item| match item {
+                        StoredItem::Event { sequence, wire } => Piece::Event { sequence, wire },
+                        StoredItem::Gap { gap, resume } => Piece::Gap {
+                            gap,
+                            resume: Position {
+                                run,
+                                sequence: resume,
+                            },
+                        },
+                    });
+                    // There is more: on the next page, or behind the seam.
+                    return (pieces.collect(), false);
+                }
+            }
+        }
+    }
+
+    /// Goes on in memory behind the end of the disk, if nothing is missing there; otherwise the disk gets it soon.
+    async fn join(&mut self, filter: &EventFilter, store: &EventStore, after: u64) {
+        let journal = &self.journal;
+        if let Some(reader) = journal.whole_reader(after, filter) {
+            self.place = Place::Memory(reader);
+            return;
+        }
+        let mut written = store.written();
+        let more = written.wait_for(|written| *written > after);
+        if !matches!(timeout(WRITTEN_WAIT_MAX, more).await, Ok(Ok(_))) {
+            // The disk does not get it: memory says what is missing.
+            let place = Position {
+                sequence: after,
+                ..journal.start()
+            };
+            self.place = Place::Gappy(journal.reader(Start::Position(place)));
+        }
+    }
+
+    /// The oldest place behind which nothing is missing that `filter` wants, for who met a gap.
+    pub(crate) async fn oldest_whole(&self, filter: &EventFilter) -> Position {
+        let in_memory = self.journal.oldest_whole(filter);
+        let Some(store) = &self.store else {
+            return in_memory;
+        };
+        let written = *store.written().borrow();
+        if in_memory.sequence > written {
+            // The disk does not have it yet, if it ever will.
+            return in_memory;
+        }
+        let run = self.journal.run();
+        match store.oldest_whole(filter, self.journal.gateway()).await {
+            Ok(sequence) => Position { run, sequence },
+            Err(_) => self.journal.newest(),
+        }
+    }
+}
+
+impl Place {
+    fn new(journal: &Journal, store: &EventStore, start: Start, filter: &EventFilter) -> Self {
         let stored = |reader| Self::Stored(store.clone(), reader);
         match start {
             Start::Now => Self::Memory(journal.reader(start)),
             Start::Oldest => stored(StoredReader::oldest()),
             Start::Time(time) => match journal.whole_reader_since(time, filter) {
-                Some(reader) if time >= store.began() => Self::Memory(reader),
+                Some(reader) if time > store.latest_before() => Self::Memory(reader),
                 _ => Self::Since(store.clone(), time),
             },
             Start::Position(Position { run, sequence }) => {
@@ -75,136 +218,6 @@ impl Source {
                     stored(StoredReader::replaced())
                 }
             }
-        }
-    }
-
-    /// Whether it reads on disk.
-    pub(super) fn is_stored(&self) -> bool {
-        matches!(self, Self::Stored(..) | Self::Since(..))
-    }
-
-    pub(super) fn position(&self, context: &Context) -> Position {
-        let run = context.fleet.journal().run();
-        match self {
-            Self::Memory(reader) | Self::Gappy(reader) => reader.position(),
-            Self::Stored(_, reader) => Position {
-                run,
-                sequence: reader.after(),
-            },
-            Self::Since(..) => Position { run, sequence: 0 },
-        }
-    }
-
-    /// What comes next, in order, and whether that is all there is at this moment.
-    pub(super) async fn read(
-        &mut self,
-        context: &Context,
-        filter: &Arc<EventFilter>,
-    ) -> (Vec<Piece>, bool) {
-        let journal = context.fleet.journal();
-        loop {
-            match self {
-                Self::Gappy(reader) => {
-                    let batch = journal.read(reader, BATCH_EVENTS_MAX, filter);
-                    *self = Self::Memory(reader.clone());
-                    return pieces(journal, batch);
-                }
-                Self::Memory(reader) => {
-                    let Some(store) = &context.store else {
-                        let batch = journal.read(reader, BATCH_EVENTS_MAX, filter);
-                        return pieces(journal, batch);
-                    };
-                    if let Some(batch) = journal.read_whole(reader, BATCH_EVENTS_MAX, filter) {
-                        return pieces(journal, batch);
-                    }
-                    // It fell behind: the disk has it.
-                    let after = reader.position().sequence;
-                    *self = Self::Stored(store.clone(), StoredReader::behind(after));
-                }
-                Self::Since(store, time) => {
-                    let store = store.clone();
-                    match store.reader_since(*time).await {
-                        Ok(reader) => *self = Self::Stored(store, reader),
-                        Err(_) => {
-                            *self = Self::Gappy(journal.reader(Start::Time(*time)));
-                            return (vec![lost(context, self.position(context))], false);
-                        }
-                    }
-                }
-                Self::Stored(store, reader) => {
-                    let store = store.clone();
-                    let page = store.page(reader, filter, context.fleet.gateway()).await;
-                    let after = reader.after();
-                    let Ok(page) = page else {
-                        // The disk cannot be read: what it holds is missing here.
-                        let begin = journal.start().sequence.max(after);
-                        let place = Position {
-                            sequence: begin,
-                            ..journal.start()
-                        };
-                        *self = Self::Gappy(journal.reader(Start::Position(place)));
-                        return (vec![lost(context, place)], false);
-                    };
-                    if page.is_end {
-                        self.join(context, filter, &store, after).await;
-                    }
-                    let run = journal.run();
-                    let pieces = page.items.into_iter().map(|item| match item {
-                        StoredItem::Event { sequence, wire } => Piece::Event { sequence, wire },
-                        StoredItem::Gap { gap, resume } => Piece::Gap {
-                            gap,
-                            resume: Position {
-                                run,
-                                sequence: resume,
-                            },
-                        },
-                    });
-                    // There is more: behind the seam, or on the next page.
-                    return (pieces.collect(), false);
-                }
-            }
-        }
-    }
-
-    /// Goes on in memory behind the end of the disk, if nothing is missing there; otherwise the disk gets it soon.
-    async fn join(
-        &mut self,
-        context: &Context,
-        filter: &EventFilter,
-        store: &EventStore,
-        after: u64,
-    ) {
-        let journal = context.fleet.journal();
-        if let Some(reader) = journal.whole_reader(after, filter) {
-            *self = Self::Memory(reader);
-            return;
-        }
-        let mut written = store.written();
-        let more = written.wait_for(|written| *written > after);
-        if !matches!(timeout(WRITTEN_WAIT_MAX, more).await, Ok(Ok(_))) {
-            // The disk does not get it: memory says what is missing.
-            let place = Position {
-                sequence: after,
-                ..journal.start()
-            };
-            *self = Self::Gappy(journal.reader(Start::Position(place)));
-        }
-    }
-
-    /// A place behind which nothing is missing that `filter` wants, for who met a gap where reading on begins at `resume`.
-    pub(super) async fn oldest_whole(
-        &self,
-        context: &Context,
-        filter: &EventFilter,
-        resume: Position,
-    ) -> Position {
-        let journal = context.fleet.journal();
-        match (self, &context.store) {
-            (Self::Stored(..) | Self::Since(..), Some(store)) => {
-                let place = store.oldest_whole(resume).await;
-                place.unwrap_or_else(|_| journal.newest())
-            }
-            _ => journal.oldest_whole(filter),
         }
     }
 }
@@ -221,10 +234,10 @@ fn pieces(journal: &Journal, batch: Batch) -> (Vec<Piece>, bool) {
 }
 
 /// Something is missing before a place.
-fn lost(context: &Context, resume: Position) -> Piece {
+fn lost(journal: &Journal, resume: Position) -> Piece {
     let gap = Gap {
         cause: GapCause::Compacted,
-        gateway: context.fleet.gateway().clone(),
+        gateway: journal.gateway().clone(),
         instance: None,
         labels: Labels::default(),
         class: None,
@@ -234,3 +247,6 @@ fn lost(context: &Context, resume: Position) -> Piece {
     };
     Piece::Gap { gap, resume }
 }
+
+#[cfg(test)]
+mod tests;

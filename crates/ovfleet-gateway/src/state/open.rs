@@ -15,12 +15,13 @@ pub(crate) const FILE_NAME: &str = "state.db";
 /// Up to this size the whole file is checked at start, and beyond it all but the events, so that a start stays short.
 const CHECKED_BYTES_MAX: u64 = 64 << 20;
 /// Tables that are always checked.
-const CHECKED_TABLES: [&str; 10] = [
+const CHECKED_TABLES: [&str; 11] = [
     "meta",
     "clock",
     "runs",
     "gaps",
     "classes",
+    "missing",
     "generations",
     "actions",
     "action_results",

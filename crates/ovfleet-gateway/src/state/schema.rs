@@ -5,7 +5,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 /// One step from each version to the next, in a transaction of its own. Steps are added, never changed: there are
 /// files that stopped at any of them.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     // Names are compared byte by byte. Times are microseconds since 1970.
     //
     // What comes next has its place here too: tokens and grants, each in a table of its own.
@@ -129,10 +129,34 @@ const MIGRATIONS: [&str; 2] = [
     CREATE INDEX actions_by_age ON actions (age);
     CREATE INDEX calls_by_age ON calls (age);
     ",
+    // `missing`: of what events were thrown away (gap 0), or fell into the hole that is a gap. `class` is that of
+    // `classes`; instance '/' and kind '*' stand for any, instance '' for the gateway. `gaps.through`: the last number
+    // that a gap stands for.
+    "
+    CREATE TABLE missing (
+        gap INTEGER NOT NULL,
+        class INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        instance TEXT NOT NULL,
+        labels INTEGER NOT NULL,
+        through INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        PRIMARY KEY (gap, class, kind, instance, labels)
+    ) WITHOUT ROWID;
+    INSERT INTO missing
+        SELECT 0, class, CASE class WHEN 1 THEN 'log' WHEN 2 THEN 'raw' ELSE '*' END, '/', 0, through, through_time
+        FROM classes WHERE through > 0;
+    ALTER TABLE gaps ADD COLUMN through INTEGER NOT NULL DEFAULT 0;
+    UPDATE gaps SET through = iif(hole, coalesce(
+        (SELECT min(sequence) - 1 FROM events WHERE events.class = gaps.class AND events.sequence > gaps.sequence),
+        sequence + 1), sequence);
+    DROP INDEX gaps_by_sequence;
+    CREATE INDEX gaps_by_end ON gaps (through);
+    ",
 ];
 
 /// The version that this program writes.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 const _: () = assert!(VERSION as usize == MIGRATIONS.len());
 
 /// The version of a file; 0 of an empty one.

@@ -10,6 +10,7 @@
 //! Sequence numbers rise over all runs, because each run begins above a number that the one before had reserved: so a
 //! place on disk is a number, whatever run it is of.
 
+mod missing;
 mod reader;
 mod retention;
 mod row;
@@ -52,7 +53,8 @@ struct Inner {
     state: State,
     keep: Keep,
     start: Position,
-    began: SystemTime,
+    /// When the latest was made that the runs before left.
+    latest_before: SystemTime,
     /// Runs whose events are or were here.
     runs: HashSet<u64>,
     /// Up to this number of this run everything is on disk, or known to be missing.
@@ -66,13 +68,13 @@ impl EventStore {
         let now = SystemTime::now();
         let age = state.age();
         let beginning = state.write_at_start(move |transaction| begin(transaction, run, now, age));
-        let (sequence, runs) = beginning.await?;
+        let (sequence, runs, latest_before) = beginning.await?;
         let start = Position { run, sequence };
         Ok(Self(Arc::new(Inner {
             state: state.clone(),
             keep,
             start,
-            began: now,
+            latest_before: time(latest_before),
             runs,
             written: watch::Sender::new(sequence),
         })))
@@ -83,9 +85,9 @@ impl EventStore {
         self.0.start
     }
 
-    /// When this run began.
-    pub(crate) fn began(&self) -> SystemTime {
-        self.0.began
+    /// When the latest was made that the runs before left: not always before this one began, because clocks are set.
+    pub(crate) fn latest_before(&self) -> SystemTime {
+        self.0.latest_before
     }
 
     /// Whether events of a run are or were here.
@@ -99,7 +101,7 @@ impl EventStore {
     }
 
     /// Ends the run in order: everything is on disk.
-    async fn end(&self, last: u64) -> Result<(), WriteError> {
+    pub(crate) async fn end(&self, last: u64) -> Result<(), WriteError> {
         let run = self.0.start.run;
         let ending = self.0.state.write(move |transaction| {
             transaction.execute(
@@ -117,7 +119,7 @@ fn begin(
     run: RunId,
     now: SystemTime,
     age: i64,
-) -> rusqlite::Result<(u64, HashSet<u64>)> {
+) -> rusqlite::Result<(u64, HashSet<u64>, i64)> {
     let before: Option<(i64, i64, Option<i64>)> = transaction
         .query_row(
             "SELECT reserved, started, last FROM runs ORDER BY first DESC LIMIT 1",
@@ -149,6 +151,7 @@ fn begin(
             .optional()?;
         let gap = row::GapRow {
             sequence: start.cast_unsigned(),
+            through: start.cast_unsigned(),
             hole: false,
             cause: GapCause::GatewayRestarted,
             observed: now,
@@ -164,7 +167,14 @@ fn begin(
     )?;
     let mut statement = transaction.prepare("SELECT run FROM runs")?;
     let runs = statement.query_map([], |row| Ok(row.get::<_, i64>(0)?.cast_unsigned()))?;
-    Ok((start.cast_unsigned(), runs.collect::<Result<_, _>>()?))
+    let latest_before: Option<i64> = transaction.query_row(
+        "SELECT max(time) FROM (SELECT max(observed) AS time FROM events UNION ALL SELECT max(observed) FROM gaps
+                                UNION ALL SELECT max(through_time) FROM classes)",
+        [],
+        |row| row.get(0),
+    )?;
+    let runs = runs.collect::<Result<_, _>>()?;
+    Ok((start.cast_unsigned(), runs, latest_before.unwrap_or(0)))
 }
 
 #[cfg(test)]

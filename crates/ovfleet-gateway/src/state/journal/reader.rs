@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
-use openvpn_fleet::{EventClass, EventFilter, Gap, GapCause, GatewayName, Labels, Position};
-use rusqlite::{Connection, OptionalExtension as _, named_params};
+use openvpn_fleet::{EventClass, EventFilter, Gap, GapCause, GatewayName, Labels};
+use rusqlite::{Connection, named_params};
 
 use super::{
-    EventStore,
+    EventStore, missing,
     row::{EVENT_COLUMNS, GAP_COLUMNS, GapRow, Stored, read_gap},
 };
-use crate::state::{WriteError, micros, time};
+use crate::state::{WriteError, micros};
 
 /// Most events that a page looks at.
 const PAGE_EVENTS_MAX: u16 = 512;
@@ -94,29 +94,37 @@ impl StoredReader {
 }
 
 impl EventStore {
-    /// A reader that begins with the first event of that time or later.
-    pub(crate) async fn reader_since(&self, since: SystemTime) -> Result<StoredReader, WriteError> {
+    /// A reader that begins with the first event or gap of that time or later.
+    pub(crate) async fn reader_since(
+        &self,
+        since: SystemTime,
+        filter: &Arc<EventFilter>,
+        gateway: &GatewayName,
+    ) -> Result<StoredReader, WriteError> {
         let end = *self.0.written.borrow();
+        let (filter, gateway) = (Arc::clone(filter), gateway.clone());
         self.0
             .state
             .read(move |connection| {
-                let first: Option<i64> = connection
-                    .query_row(
-                        "SELECT sequence FROM events WHERE observed >= ?1 ORDER BY sequence LIMIT 1",
-                        [micros(since)],
-                        |row| row.get(0),
-                    )
-                    .optional()?;
-                let accounted = evicted(connection)?.map(|evicted| {
-                    // Something from that time on is missing.
-                    if evicted.time >= since {
-                        0
-                    } else {
-                        evicted.through
+                // Right before the first event, gap or hole of that time.
+                let place: Option<i64> = connection.query_row(
+                    "SELECT min(place) FROM (
+                         SELECT min(sequence) - 1 AS place FROM events WHERE observed >= ?1 UNION ALL
+                         SELECT min(iif(hole, sequence, sequence - 1)) FROM gaps WHERE observed >= ?1)",
+                    [micros(since)],
+                    |row| row.get(0),
+                )?;
+                let mut accounted = evicted(connection)?;
+                for (class, accounted) in (0..).zip(&mut accounted) {
+                    let place = (missing::RETENTION, Some(class));
+                    let wanted = missing::wanted(connection, place, 0, &filter, &gateway)?;
+                    if wanted.is_some_and(|wanted| wanted.time >= since) {
+                        // Something from that time on is missing.
+                        *accounted = 0;
                     }
-                });
+                }
                 Ok(StoredReader {
-                    after: first.map_or(end, |first| first.cast_unsigned() - 1),
+                    after: place.map_or(end, i64::cast_unsigned),
                     last_gap: 0,
                     accounted: Some(accounted),
                     replaced: false,
@@ -125,25 +133,38 @@ impl EventStore {
             .await
     }
 
-    /// A place behind which nothing is missing, for who met `gap` where reading on begins at `resume`.
-    pub(crate) async fn oldest_whole(&self, resume: Position) -> Result<Position, WriteError> {
+    /// The oldest place behind which nothing is missing that `filter` wants.
+    pub(crate) async fn oldest_whole(
+        &self,
+        filter: &EventFilter,
+        gateway: &GatewayName,
+    ) -> Result<u64, WriteError> {
+        let (filter, gateway) = (filter.clone(), gateway.clone());
         let reading = self.0.state.read(move |connection| {
-            let through = evicted(connection)?.map(|evicted| evicted.through);
-            // Behind the first event after the last hole, or behind the last gap that has a number of its own.
-            let last: Option<i64> = connection.query_row(
-                "SELECT max(CASE hole
-                     WHEN 0 THEN sequence
-                     ELSE (SELECT min(sequence) FROM events WHERE events.sequence > gaps.sequence)
-                 END)
-                 FROM gaps WHERE cause IN ('COMPACTED', 'GATEWAY_RESTARTED', 'JOURNAL_REPLACED')",
-                [],
-                |row| row.get(0),
-            )?;
-            let known = [resume.sequence, last.unwrap_or(0).cast_unsigned()];
-            Ok(through.into_iter().chain(known).max().unwrap_or(0))
+            let transaction = connection.unchecked_transaction()?;
+            let mut oldest = 0;
+            for class in 0..=missing::GAPS {
+                let place = (missing::RETENTION, Some(class));
+                let wanted = missing::wanted(&transaction, place, 0, &filter, &gateway)?;
+                oldest = wanted.map_or(oldest, |wanted| wanted.through.max(oldest));
+            }
+            let query = format!(
+                "SELECT {GAP_COLUMNS} WHERE through > ?1
+                   AND cause IN ('COMPACTED', 'GATEWAY_RESTARTED', 'JOURNAL_REPLACED') ORDER BY through DESC"
+            );
+            let mut statement = transaction.prepare_cached(&query)?;
+            let mut rows = statement.query([oldest.cast_signed()])?;
+            while let Some(row) = rows.next()? {
+                let (id, gap) = read_gap(row)?;
+                if gap.through <= oldest {
+                    break;
+                }
+                let through = gap.wanted_through(&transaction, id, oldest, &filter, &gateway)?;
+                oldest = through.map_or(oldest, |through| through.max(oldest));
+            }
+            Ok(oldest)
         });
-        let sequence = reading.await?;
-        Ok(Position { sequence, ..resume })
+        reading.await
     }
 
     /// Gives what lies behind the reader's place and moves it on: what `filter` wants, and a gap before the first event
@@ -167,33 +188,18 @@ impl EventStore {
     }
 }
 
-/// Up to where and until when something was thrown away.
-#[derive(Debug, Clone, Copy)]
-struct Evicted {
-    through: u64,
-    time: SystemTime,
-}
-
-/// By class, then of gaps.
-fn evicted(connection: &Connection) -> rusqlite::Result<[Evicted; 4]> {
-    let nothing = Evicted {
-        through: 0,
-        time: SystemTime::UNIX_EPOCH,
-    };
-    let mut all = [nothing; 4];
-    let mut statement =
-        connection.prepare_cached("SELECT class, through, through_time FROM classes")?;
+/// Up to where something was thrown away: by class, then of gaps.
+fn evicted(connection: &Connection) -> rusqlite::Result<[u64; 4]> {
+    let mut through = [0; 4];
+    let mut statement = connection.prepare_cached("SELECT class, through FROM classes")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let class = usize::from(row.get::<_, u8>(0)?);
-        if let Some(evicted) = all.get_mut(class) {
-            *evicted = Evicted {
-                through: row.get::<_, i64>(1)?.cast_unsigned(),
-                time: time(row.get(2)?),
-            };
+        if let Some(through) = through.get_mut(class) {
+            *through = row.get::<_, i64>(1)?.cast_unsigned();
         }
     }
-    Ok(all)
+    Ok(through)
 }
 
 fn read_page(
@@ -223,26 +229,33 @@ fn read_page(
         });
     }
     let evicted = evicted(&transaction)?;
-    let accounted = reader
-        .accounted
-        .get_or_insert(evicted.map(|evicted| evicted.through));
-    for (index, evicted) in evicted.into_iter().enumerate() {
-        if evicted.through <= accounted[index] {
+    let accounted = match &mut reader.accounted {
+        Some(accounted) => accounted,
+        None => {
+            // What is gone before the oldest event is nothing that it asked for.
+            let oldest: Option<i64> =
+                transaction.query_row("SELECT min(sequence) FROM events", [], |row| row.get(0))?;
+            let mut all = evicted;
+            if let (Some(gaps), Some(oldest)) = (all.last_mut(), oldest) {
+                *gaps = (*gaps).min(oldest.cast_unsigned() - 1);
+            }
+            reader.accounted.insert(all)
+        }
+    };
+    for (index, through) in evicted.into_iter().enumerate() {
+        if through <= accounted[index] {
             continue;
         }
-        accounted[index] = evicted.through;
-        let class = EventClass::ALL.get(index).copied();
-        let is_wanted = match class {
-            Some(class) => filter.wants_class(class),
-            None => EventClass::ALL
-                .into_iter()
-                .any(|class| filter.wants_class(class)),
-        };
-        if is_wanted {
+        let place = (missing::RETENTION, i64::try_from(index).ok());
+        let wanted = missing::wanted(&transaction, place, accounted[index], filter, gateway)?;
+        // Whatever of it is wanted is told now; what follows has a greater number.
+        accounted[index] = through;
+        if let Some(wanted) = wanted {
+            let class = EventClass::ALL.get(index).copied();
             items.push(StoredItem::Gap {
                 gap: Gap {
-                    class,
-                    not_after: Some(evicted.time),
+                    class: class.filter(|class| filter.wants_class(*class)),
+                    not_after: Some(wanted.time),
                     ..missing(GapCause::Compacted)
                 },
                 resume: reader.after,
@@ -261,10 +274,13 @@ fn read_page(
     }
 
     let mut found: Vec<((u64, bool), StoredItem)> = Vec::new();
-    for (_, gap) in gaps {
-        let place = (gap.sequence, gap.hole);
-        let (gap, resume) = (gap.into_gap(gateway.clone()), place.0);
-        if filter.wants_gap(&gap) {
+    for (id, gap) in gaps {
+        let wanted = gap.wanted_through(&transaction, id, reader.after, filter, gateway)?;
+        if wanted.is_some() {
+            // A reader may come in the middle of a hole.
+            let place = (gap.sequence.max(reader.after), gap.hole);
+            let (mut gap, resume) = (gap.into_gap(gateway.clone()), place.0);
+            gap.class = gap.class.filter(|class| filter.wants_class(*class));
             found.push((place, StoredItem::Gap { gap, resume }));
         }
     }
@@ -312,7 +328,7 @@ fn read_gaps(
 ) -> rusqlite::Result<Vec<(i64, GapRow)>> {
     let query = format!(
         "SELECT {GAP_COLUMNS} WHERE gaps.id > :last_gap
-           AND (sequence > :after OR (sequence = :after AND hole))
+           AND through > :after
            AND (sequence < :upto OR (sequence = :upto AND NOT hole))
          ORDER BY gaps.id"
     );

@@ -4,7 +4,7 @@ use openvpn_fleet::EventClass;
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::{
-    Keep,
+    Keep, missing,
     row::{ROW_OVERHEAD, class_number},
 };
 use crate::state::age;
@@ -66,6 +66,7 @@ fn step_of_class(
     let Some((through, time)) = gone else {
         return Ok(false);
     };
+    missing::evict_events(transaction, class, through)?;
     transaction
         .prepare_cached("DELETE FROM events WHERE class = ?1 AND sequence <= ?2")?
         .execute((class, through))?;
@@ -80,25 +81,31 @@ fn step_of_class(
 }
 
 fn expire_gaps(transaction: &Transaction<'_>, oldest: i64) -> rusqlite::Result<()> {
-    let gone: Option<(i64, i64, i64)> = transaction
+    let gone: Option<i64> = transaction
         .prepare_cached(
-            "SELECT id, sequence, observed FROM gaps
-             WHERE age < ?1 OR id <= (SELECT max(id) FROM gaps) - ?2 ORDER BY id DESC LIMIT 1",
+            // One with events before it keeps its place among them.
+            "SELECT id FROM gaps
+             WHERE (age < ?1 AND through < coalesce((SELECT min(sequence) FROM events), through + 1))
+                OR id <= (SELECT max(id) FROM gaps) - ?2
+             ORDER BY id DESC LIMIT 1",
         )?
-        .query_row((oldest, GAPS_MAX), |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })
+        .query_row((oldest, GAPS_MAX), |row| row.get(0))
         .optional()?;
-    let Some((id, through, time)) = gone else {
+    let Some(id) = gone else {
         return Ok(());
     };
+    missing::evict_gaps(transaction, id)?;
+    transaction
+        .prepare_cached(
+            // No number of a gap is given twice: readers remember the last they were told.
+            "UPDATE classes SET through = max(classes.through, gone.through), through_time = max(through_time, gone.time),
+                                evicted = ?1
+             FROM (SELECT max(through) AS through, max(observed) AS time FROM gaps WHERE id <= ?1) AS gone
+             WHERE class = ?2",
+        )?
+        .execute((id, missing::GAPS))?;
     transaction
         .prepare_cached("DELETE FROM gaps WHERE id <= ?1")?
         .execute([id])?;
-    transaction
-        .prepare_cached(
-            "UPDATE classes SET through = ?1, through_time = max(through_time, ?2) WHERE class = 3",
-        )?
-        .execute((through, time))?;
     Ok(())
 }

@@ -10,8 +10,9 @@ use openvpn_fleet::{
 use openvpn_management::Cid;
 use ovfleet_proto::v1;
 use prost::Message as _;
-use rusqlite::{Row, Transaction, named_params};
+use rusqlite::{Connection, Row, Transaction, named_params};
 
+use super::missing;
 use crate::state::{micros, time};
 
 /// What a row takes on disk beside the event itself: columns, indexes.
@@ -42,6 +43,8 @@ pub(super) struct GapRow {
     pub(super) sequence: u64,
     /// Events behind `sequence` are missing; otherwise the gap has that number itself.
     pub(super) hole: bool,
+    /// The last number that it stands for.
+    pub(super) through: u64,
     pub(super) cause: GapCause,
     pub(super) observed: SystemTime,
     pub(super) instance: Option<InstanceName>,
@@ -57,6 +60,7 @@ impl Default for GapRow {
         Self {
             sequence: 0,
             hole: false,
+            through: 0,
             cause: GapCause::Compacted,
             observed: SystemTime::UNIX_EPOCH,
             instance: None,
@@ -70,6 +74,7 @@ impl Default for GapRow {
 }
 
 impl GapRow {
+    /// A gap that has a number of its own.
     pub(super) fn new(gap: Gap, sequence: u64, observed: SystemTime) -> Self {
         let Gap {
             cause,
@@ -84,10 +89,10 @@ impl GapRow {
         } = gap;
         Self {
             sequence,
-            // Others have a number of their own.
-            hole: cause == GapCause::Compacted,
+            hole: false,
+            through: sequence,
             cause,
-            observed,
+            observed: not_after.unwrap_or(observed),
             instance,
             labels,
             class,
@@ -95,6 +100,23 @@ impl GapRow {
             not_before,
             not_after,
         }
+    }
+
+    /// Up to where something that `filter` wants is missing behind `after`; none: nothing is.
+    pub(super) fn wanted_through(
+        &self,
+        connection: &Connection,
+        id: i64,
+        after: u64,
+        filter: &EventFilter,
+        gateway: &GatewayName,
+    ) -> rusqlite::Result<Option<u64>> {
+        if self.hole && missing::is_known(connection, id)? {
+            let wanted = missing::wanted(connection, (id, None), after, filter, gateway)?;
+            return Ok(wanted.map(|wanted| wanted.through));
+        }
+        let gap = self.clone().into_gap(gateway.clone());
+        Ok(filter.wants_gap(&gap).then_some(self.through))
     }
 
     pub(super) fn into_gap(self, gateway: GatewayName) -> Gap {
@@ -147,7 +169,7 @@ fn labels_text(labels: &Labels) -> String {
     serde_json::Value::Object(map).to_string()
 }
 
-fn labels(text: Option<&str>) -> Labels {
+pub(super) fn labels_of_text(text: Option<&str>) -> Labels {
     let map: std::collections::BTreeMap<String, String> = text
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
@@ -184,17 +206,19 @@ pub(super) fn insert_gap(
     gap: &GapRow,
     labels: Option<i64>,
     age: i64,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<i64> {
     transaction
         .prepare_cached(
-            "INSERT INTO gaps
-                 (sequence, hole, cause, observed, age, instance, labels, class, count, not_before, not_after)
-             VALUES
-                 (:sequence, :hole, :cause, :observed, :age, :instance, :labels, :class, :count, :not_before, :not_after)",
+            "INSERT INTO gaps (id, sequence, hole, through, cause, observed, age, instance, labels, class, count, not_before,
+                               not_after)
+             VALUES ((SELECT max(coalesce((SELECT max(id) FROM gaps), 0), evicted) + 1 FROM classes WHERE class = 3),
+                     :sequence, :hole, :through, :cause, :observed, :age, :instance, :labels, :class, :count,
+                     :not_before, :not_after)",
         )?
         .execute(named_params! {
             ":sequence": gap.sequence.cast_signed(),
             ":hole": gap.hole,
+            ":through": gap.through.cast_signed(),
             ":cause": cause_text(gap.cause),
             ":observed": micros(gap.observed),
             ":age": age,
@@ -205,12 +229,12 @@ pub(super) fn insert_gap(
             ":not_before": gap.not_before.map(micros),
             ":not_after": gap.not_after.map(micros),
         })?;
-    Ok(())
+    Ok(transaction.last_insert_rowid())
 }
 
 /// What [`read_gap`] reads; the rest of the query is its caller's.
-pub(super) const GAP_COLUMNS: &str = "gaps.id, sequence, hole, cause, observed, instance, text, class, count, \
-                                      not_before, not_after FROM gaps LEFT JOIN labels ON labels.id = gaps.labels";
+pub(super) const GAP_COLUMNS: &str = "gaps.id, sequence, hole, through, cause, observed, instance, text, class, \
+                                      count, not_before, not_after FROM gaps LEFT JOIN labels ON labels.id = gaps.labels";
 
 pub(super) fn read_gap(row: &Row<'_>) -> rusqlite::Result<(i64, GapRow)> {
     let text: Option<String> = row.get("text")?;
@@ -218,6 +242,7 @@ pub(super) fn read_gap(row: &Row<'_>) -> rusqlite::Result<(i64, GapRow)> {
     let gap = GapRow {
         sequence: row.get::<_, i64>("sequence")?.cast_unsigned(),
         hole: row.get("hole")?,
+        through: row.get::<_, i64>("through")?.cast_unsigned(),
         cause: CAUSES
             .into_iter()
             .find(|known| cause_text(*known) == cause)
@@ -225,7 +250,7 @@ pub(super) fn read_gap(row: &Row<'_>) -> rusqlite::Result<(i64, GapRow)> {
             .unwrap_or(GapCause::Compacted),
         observed: time(row.get("observed")?),
         instance: instance(row.get("instance")?),
-        labels: labels(text.as_deref()),
+        labels: labels_of_text(text.as_deref()),
         class: row
             .get::<_, Option<u8>>("class")?
             .and_then(|class| EventClass::ALL.get(usize::from(class)).copied()),
@@ -291,7 +316,7 @@ impl Stored {
                 .copied()
                 .find(|known| known.as_str() == kind),
             instance: instance(row.get("instance")?),
-            labels: labels(text.as_str_or_null()?),
+            labels: labels_of_text(text.as_str_or_null()?),
             half_open: row.get("half_open")?,
             wire: Bytes::copy_from_slice(row.get_ref("wire")?.as_blob()?),
         })

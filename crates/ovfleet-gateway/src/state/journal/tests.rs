@@ -392,8 +392,11 @@ async fn what_is_too_much_goes_and_is_told() {
         (causes(&oldest).len(), sequences(&oldest).len()),
         (0, events as usize)
     );
-    let whole = store.oldest_whole(store.start()).await.expect("it is read");
-    let whole = on_disk(&store, StoredReader::behind(whole.sequence), &everything).await;
+    let whole = store
+        .oldest_whole(&everything, &gateway())
+        .await
+        .expect("it is read");
+    let whole = on_disk(&store, StoredReader::behind(whole), &everything).await;
     assert_eq!(whole, oldest);
     let replaced = on_disk(&store, StoredReader::replaced(), &everything).await;
     assert_eq!(causes(&replaced), [GapCause::JournalReplaced]);
@@ -439,7 +442,10 @@ async fn events_grow_old_by_time_that_passes() {
         state.close(Duration::from_secs(5)).await;
     }
     let (_state, store) = open(directory.path(), keep).await;
-    let since = store.reader_since(began).await.expect("it is read");
+    let since = store
+        .reader_since(began, &Arc::new(everything.clone()), &gateway())
+        .await
+        .expect("it is read");
     let items = on_disk(&store, since, &everything).await;
     assert_eq!(causes(&items), [GapCause::Compacted]);
     assert_eq!(sequences(&items).len(), 20);

@@ -6,15 +6,15 @@ use std::{
 };
 
 use openvpn_fleet::{
-    EventFilter, Journal, Record, failpoint,
-    journal::{Item, Reader, Start},
+    EventFilter, Gap, GapCause, Journal, Record, failpoint,
+    journal::{Item, Missing, Reader, Start},
 };
 use rusqlite::Transaction;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EventStore, Keep, RESERVE, retention,
+    EventStore, Keep, RESERVE, missing, retention,
     row::{EventRow, GapRow, LabelIds, class_number, insert_event, insert_gap},
 };
 use crate::state::WriteError;
@@ -71,7 +71,8 @@ impl EventStore {
         self.end(reader.position().sequence).await
     }
 
-    pub(super) async fn take_all(
+    /// Takes what has happened by now.
+    pub(crate) async fn take_all(
         &self,
         journal: &Arc<Journal>,
         reader: &mut Reader,
@@ -82,6 +83,16 @@ impl EventStore {
             let mut next = reader.clone();
             let batch = journal.read(&mut next, BATCH_MAX, &everything);
             let now = SystemTime::now();
+            // What falls out of the ring in this very moment may be among it, and is told of once too often.
+            let mut missing = if batch.items.iter().any(is_hole) {
+                journal.missing(reader)
+            } else {
+                Vec::new()
+            };
+            // What is missing behind the batch is the next one's.
+            for missing in &mut missing {
+                missing.through = missing.through.min(next.position().sequence);
+            }
             let rows = batch.items.into_iter().filter_map(|item| match item {
                 Item::Event(entry) => {
                     let Record::Event(event) = entry.record() else {
@@ -96,6 +107,11 @@ impl EventStore {
                         half_open: event.client.as_ref().is_some_and(|client| client.half_open),
                         wire: journal.wire(&entry),
                     }))
+                }
+                Item::Gap { gap, resume } if gap.cause == GapCause::Compacted => {
+                    let class = gap.class;
+                    let of = missing.extract_if(.., |missing| Some(missing.class) == class);
+                    Some(Taken::hole(gap, resume.sequence, now, of.collect()))
                 }
                 Item::Gap { gap, resume } => {
                     Some(Taken::Gap(GapRow::new(gap, resume.sequence, now)))
@@ -143,6 +159,24 @@ impl EventStore {
 enum Taken {
     Event(EventRow),
     Gap(GapRow),
+    /// What the disk was too late for.
+    Hole(GapRow, Vec<Missing>),
+}
+
+impl Taken {
+    fn hole(gap: Gap, sequence: u64, now: SystemTime, of: Vec<Missing>) -> Self {
+        let through = of.iter().map(|missing| missing.through).max();
+        let row = GapRow {
+            hole: true,
+            through: through.unwrap_or(0).max(sequence + 1),
+            ..GapRow::new(gap, sequence, now)
+        };
+        Self::Hole(row, of)
+    }
+}
+
+fn is_hole(item: &Item) -> bool {
+    matches!(item, Item::Gap { gap, .. } if gap.cause == GapCause::Compacted)
 }
 
 fn insert(transaction: &Transaction<'_>, rows: &[Taken], age: i64) -> rusqlite::Result<()> {
@@ -163,6 +197,13 @@ fn insert(transaction: &Transaction<'_>, rows: &[Taken], age: i64) -> rusqlite::
             Taken::Gap(gap) => {
                 let labels = ids.of(transaction, &gap.labels)?;
                 insert_gap(transaction, gap, labels, age)?;
+            }
+            Taken::Hole(gap, of) => {
+                let labels = ids.of(transaction, &gap.labels)?;
+                let number = insert_gap(transaction, gap, labels, age)?;
+                for missing in of {
+                    missing::insert_hole(transaction, &mut ids, number, missing)?;
+                }
             }
         }
     }
