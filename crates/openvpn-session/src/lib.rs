@@ -25,6 +25,7 @@ mod link;
 mod login;
 mod mailbox;
 mod observation;
+mod pace;
 mod password;
 mod polls;
 mod probe;
