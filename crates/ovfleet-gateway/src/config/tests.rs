@@ -2,7 +2,7 @@
 
 mod mux;
 
-use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
 
 use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, TlsConfig};
 use tempfile::TempDir;
