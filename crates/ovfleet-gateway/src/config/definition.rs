@@ -21,10 +21,19 @@ use super::{
 pub struct Defaults {
     pub(super) settings: Settings,
     /// The directory of the files that it may name; `None`: it may name none.
-    pub(crate) secrets_dir: Option<PathBuf>,
+    pub(super) secrets_dir: Option<PathBuf>,
 }
 
 impl Defaults {
+    /// The built-in ones, with a directory of files that may be named.
+    #[cfg(test)]
+    pub(crate) fn with_secrets_dir(directory: Option<&str>) -> Self {
+        Self {
+            secrets_dir: directory.map(Into::into),
+            ..Self::default()
+        }
+    }
+
     /// The instance that a table defines, given as the text of a file with this one `[[instance]]`.
     ///
     /// # Errors

@@ -469,10 +469,7 @@ mod tests {
             ..definition()
         };
         let told = |definition: &InstanceDefinition, secrets_dir: Option<&str>| {
-            let defaults = Defaults {
-                secrets_dir: secrets_dir.map(Into::into),
-                ..Defaults::default()
-            };
+            let defaults = Defaults::with_secrets_dir(secrets_dir);
             let violations = build(definition, &defaults).err().unwrap_or_default();
             let told = violations.into_iter();
             told.map(|it| (it.field, it.description)).next()
@@ -596,10 +593,7 @@ password_file = "/pw/mux"
 policy = "operator"
 "#;
         assert_eq!(written, wanted);
-        let defaults = Defaults {
-            secrets_dir: Some("/pw".into()),
-            ..Defaults::default()
-        };
+        let defaults = Defaults::with_secrets_dir(Some("/pw"));
         let instance = build(&everything, &defaults).unwrap();
         assert_eq!(instance.spec.session.dial_in.mode, 0o600);
         assert_eq!(instance.spec.session.clients_max, 7);
