@@ -24,7 +24,6 @@ mod reload;
 mod repetition;
 mod restart;
 mod resume;
-mod secrets;
 mod shutdown;
 mod slow;
 mod standard;

@@ -26,7 +26,7 @@ use crate::{
     config::{MuxAddress, MuxConfig},
     listen::{
         Accepting, Admission, BindError, Handshake, TlsError, UnixSocket, bind_tcp, bind_unix,
-        certificate, load_tls_within, set_options,
+        certificate, load_tls, set_options,
     },
 };
 
@@ -173,13 +173,12 @@ enum Listener {
 }
 
 impl Listener {
-    fn open(config: &MuxConfig) -> Result<Self, OpenError> {
-        let within = config.files_within.as_deref();
-        Ok(match &config.address {
+    fn open(address: &MuxAddress) -> Result<Self, OpenError> {
+        Ok(match address {
             MuxAddress::Unix(socket) => Self::Unix(bind_unix(socket)?),
             MuxAddress::Tcp(address) => Self::Tcp(bind_tcp(*address)?),
             MuxAddress::Tls(address, files) => {
-                let tls = TlsAcceptor::from(load_tls_within(files, None, within)?);
+                let tls = TlsAcceptor::from(load_tls(files, None)?);
                 Self::Tls(bind_tcp(*address)?, tls)
             }
         })
@@ -195,7 +194,7 @@ async fn keep_open(
 ) {
     let mut complained = false;
     let listener = loop {
-        match Listener::open(&config) {
+        match Listener::open(&config.address) {
             Ok(listener) => break listener,
             Err(error) if !complained => {
                 complained = true;
@@ -379,8 +378,7 @@ async fn tool_config(config: &MuxConfig, policy: Policy) -> Result<ToolConfig, P
     let password = match config.password_file.clone() {
         None => None,
         Some(path) => {
-            let within = config.files_within.clone();
-            let reading = spawn_blocking(move || read_password(&path, within.as_deref())).await;
+            let reading = spawn_blocking(move || read_password(&path)).await;
             Some(reading.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
         }
     };

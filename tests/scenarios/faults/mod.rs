@@ -4,7 +4,6 @@
 //! follows from a seed that is printed, and is repeated with `OVFLEET_SEED`.
 
 mod clock;
-mod costs;
 mod crashes;
 mod cuts;
 mod daemons;
@@ -13,6 +12,7 @@ mod journal;
 mod lab;
 mod open_files;
 mod panic;
+mod restarts;
 mod signals;
 mod streams;
 mod zoo;

@@ -96,7 +96,7 @@ impl TlsFilesTemplate {
                 template.error(mistakes, "must not be empty");
                 return None;
             }
-            template.file(&path, values, mistakes)
+            template.resolve(&path, mistakes)
         };
         Some(TlsFiles {
             cert: path(&self.cert)?,

@@ -16,7 +16,6 @@ use super::{
     error::{Mistakes, Place},
     mux::{self, MuxConfig, MuxTemplate},
     reader::{Section, Value},
-    secrets::FileRule,
     template::{Template, Values},
     tls::TlsTemplate,
 };
@@ -79,22 +78,9 @@ impl Templated {
             .ok()
     }
 
-    /// A file that is read: `text`, which this is with those values, as a path, see [`resolve`](Self::resolve).
-    pub(super) fn file(
-        &self,
-        text: &str,
-        values: &Values<'_>,
-        mistakes: &Mistakes,
-    ) -> Option<PathBuf> {
-        let path = self.resolve(text, mistakes)?;
-        let allowed = match self.place.file.as_os_str() == Place::API {
-            true => values.files.check_named(&path),
-            false => values.files.check_filled(&self.template, values),
-        };
-        allowed
-            .map_err(|message| self.error(mistakes, message))
-            .ok()?;
-        Some(path)
+    /// The same as a path, see [`resolve`](Self::resolve).
+    pub(super) fn path(&self, values: &Values<'_>, mistakes: &Mistakes) -> Option<PathBuf> {
+        self.resolve(&self.require(values, mistakes)?, mistakes)
     }
 
     /// A relative path is relative to the directory of the file it stands in, and a mistake where it stands in none.
@@ -240,8 +226,6 @@ pub(super) struct Seed {
     pub(super) source: InstanceSource,
     /// Where.
     pub(super) place: Place,
-    /// Which files it may name.
-    pub(super) files: FileRule,
 }
 
 impl Blueprint {
@@ -263,7 +247,6 @@ impl Blueprint {
             labels: BTreeMap::new(),
             source: InstanceSource::File,
             place,
-            files: FileRule::Any,
         };
         let blueprint = Self {
             name,
@@ -301,7 +284,6 @@ impl Blueprint {
             mut labels,
             source,
             place,
-            files,
         } = seed;
         let mut parts = address.as_ref().map(AddressParts::of).unwrap_or_default();
         let mut name: Option<String> = None;
@@ -342,9 +324,7 @@ impl Blueprint {
                 break;
             }
         }
-        let secrets_dir = files.directory();
-        let mut values = parts.values(name.as_deref(), &labels);
-        values.files = files;
+        let values = parts.values(name.as_deref(), &labels);
         let untold = Mistakes::default();
         let missing_value = if is_incomplete { &untold } else { mistakes };
         let templates = missing.values().chain(&self.address).chain(&self.name);
@@ -355,7 +335,7 @@ impl Blueprint {
         let password_file = match &self.settings.password_file {
             Some(template) => {
                 let text = template.require(&values, missing_value);
-                text.and_then(|text| template.file(&text, &values, mistakes))
+                text.and_then(|text| template.resolve(&text, mistakes))
                     .map(Some)
             }
             None => Some(None),
@@ -389,16 +369,11 @@ impl Blueprint {
             return None;
         }
         let mux = mux?;
-        let mut session = SessionConfig {
+        let session = SessionConfig {
             dial_in: dial_in?,
             tls: tls?,
             ..self.settings.session(address?, password_file?)
         };
-        // One without files does not begin anew where the rules for them change.
-        let tls = &session.tls;
-        if session.password_file.is_some() || tls.ca.is_some() || tls.cert.is_some() {
-            session.files_within = secrets_dir;
-        }
         let password_place = self
             .settings
             .password_file

@@ -1,12 +1,12 @@
 //! TLS of a listener, from PEM files.
 
 use std::{
+    fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use openvpn_session::open_file;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -67,22 +67,13 @@ pub(crate) fn load(
     files: &TlsFiles,
     protocol: Option<&[u8]>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    load_within(files, protocol, None)
-}
-
-/// The same with files that must be where they seem to be, see [`open_file`].
-pub(crate) fn load_within(
-    files: &TlsFiles,
-    protocol: Option<&[u8]>,
-    within: Option<&Path>,
-) -> Result<Arc<ServerConfig>, TlsError> {
     let TlsFiles {
         cert,
         key,
         client_ca,
     } = files;
-    let chain = certificates(cert, within)?;
-    let pem = read(key, within)?;
+    let chain = certificates(cert)?;
+    let pem = read(key)?;
     let private_key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::Pem {
         path: key.clone(),
         what: "private key",
@@ -104,7 +95,7 @@ pub(crate) fn load_within(
                 reason,
             };
             let mut roots = RootCertStore::empty();
-            for authority in certificates(path, within)? {
+            for authority in certificates(path)? {
                 roots
                     .add(authority)
                     .map_err(|cause| error(cause.to_string()))?;
@@ -124,11 +115,8 @@ pub(crate) fn load_within(
     Ok(Arc::new(config))
 }
 
-fn certificates(
-    path: &Path,
-    within: Option<&Path>,
-) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = read(path, within)?;
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match found {
         Ok(chain) if !chain.is_empty() => Ok(chain),
@@ -139,10 +127,10 @@ fn certificates(
     }
 }
 
-fn read(path: &Path, within: Option<&Path>) -> Result<Vec<u8>, TlsError> {
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     let read = || {
         let mut pem = Vec::new();
-        open_file(path, within)?
+        File::open(path)?
             .take(PEM_BYTES_MAX + 1)
             .read_to_end(&mut pem)?;
         if u64::try_from(pem.len()).is_ok_and(|length| length > PEM_BYTES_MAX) {
