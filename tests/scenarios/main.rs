@@ -24,6 +24,7 @@ mod reload;
 mod repetition;
 mod restart;
 mod resume;
+mod secrets;
 mod shutdown;
 mod slow;
 mod standard;

@@ -1,6 +1,6 @@
 //! The configuration is read again: all of it or nothing, and only what changed is touched.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, os::unix::net::UnixDatagram, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
@@ -9,6 +9,7 @@ use ovfleet_proto::v1::{Condition, ReloadRequest};
 use ovfleet_tests::{
     Api, Gateway, GatewayConfig, InstanceConfig, Signal,
     api::{reason, timed},
+    poll_until,
 };
 use tempfile::TempDir;
 use tonic::Code;
@@ -263,7 +264,7 @@ async fn included_files_are_watched() -> Result<()> {
         );
         fs::write(conf.join("beside"), text)?;
         fs::rename(conf.join("beside"), conf.join(format!("{number}.toml")))?;
-        ovfleet_tests::poll_until("the instance", SOON, async || {
+        poll_until("the instance", SOON, async || {
             Ok((api.instances().await?.len() == number + 1).then_some(()))
         })
         .await?;
@@ -276,5 +277,50 @@ async fn included_files_are_watched() -> Result<()> {
     };
     let response = api.inventory.reload(timed(force)).await?.into_inner();
     ensure!(api.instances().await?.len() == 1, "{response:?}");
+    Ok(())
+}
+
+/// Waits until the service manager is told what contains `wanted`; what comes after that is left for the next one.
+async fn told(manager: &UnixDatagram, wanted: &str) -> Result<String> {
+    let found = poll_until(wanted, SOON, async || {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = manager.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text.contains(wanted) {
+                return Ok(Some(text));
+            }
+        }
+        Ok(None)
+    });
+    found.await
+}
+
+/// `systemctl reload` must end when the configuration is read, also when it is not taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_manager_hears_of_a_reload() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let notify = directory.path().join("notify");
+    let manager = UnixDatagram::bind(&notify)?;
+    manager.set_nonblocking(true)?;
+    let mut gateway = GatewayConfig::new()
+        .set("watch_config", false)
+        .environment("NOTIFY_SOCKET", &notify.display().to_string())
+        .start()
+        .await?;
+    told(&manager, "READY=1\n").await?;
+    for text in [None, Some("nonsense = 1\n")] {
+        if let Some(text) = text {
+            fs::write(gateway.config_path(), text)?;
+        }
+        gateway.signal(Signal::HUP)?;
+        let reloading = told(&manager, "RELOADING=1\n").await?;
+        let since = reloading
+            .lines()
+            .find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+        let since: u128 = since.context("no moment")?.parse()?;
+        ensure!(since > 0, "{reloading}");
+        let ready = told(&manager, "READY=1\n").await?;
+        ensure!(ready.contains("STATUS=serving on"), "{ready}");
+    }
     Ok(())
 }

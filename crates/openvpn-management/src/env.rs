@@ -70,6 +70,12 @@ impl Env {
         self.ends.is_empty()
     }
 
+    /// Bytes it holds on the heap.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        self.text.len() + size_of_val(&*self.ends)
+    }
+
     /// Whether the value of `name` is hidden by `Debug`, and should be by others who show it.
     #[must_use]
     pub fn is_secret(name: &[u8]) -> bool {

@@ -16,6 +16,15 @@ pub const STATUS_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const HISTORY_LINES_MAX: usize = 10_000;
 /// Most bytes kept of one reply that is a list.
 pub const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most lines kept of a reply that every attach asks for and that is short: the version, the states, of which OpenVPN
+/// remembers 100.
+pub const SHORT_LINES_MAX: usize = 1_000;
+/// Most bytes kept of such a reply.
+pub const SHORT_BYTES_MAX: usize = 256 * 1024;
+/// Most bytes of a reply, kept or not; more is a [`Violation`](crate::Violation).
+pub const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The same of one that is a status, or may be: over a million rows.
+pub const STATUS_REPLY_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// The bounds of one [`Connection`](crate::Connection).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

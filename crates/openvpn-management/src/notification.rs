@@ -172,6 +172,22 @@ pub enum Notification {
     Unrecognized(Text),
 }
 
+impl Notification {
+    /// The environment that came with it, of those that have one.
+    #[must_use]
+    pub fn env(&self) -> Option<&Env> {
+        match self {
+            Self::ClientConnect { env, .. }
+            | Self::ClientReauth { env, .. }
+            | Self::ClientEstablished { env, .. }
+            | Self::ClientDisconnect { env, .. }
+            | Self::ClientCrResponse { env, .. }
+            | Self::UpDown { env, .. } => Some(env),
+            _ => None,
+        }
+    }
+}
+
 /// Which way the tunnel went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpDown {

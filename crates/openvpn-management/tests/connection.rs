@@ -734,3 +734,34 @@ fn lines_are_told_as_they_come() {
         ]
     );
 }
+
+/// A read of nothing but line ends must not become tens of thousands of outputs at once, and none may be lost.
+#[test]
+fn much_to_say_is_said_in_parts() {
+    let mut lab = Lab::greeted();
+    let input = b"x\n".repeat(10_000);
+    let (mut rest, mut said) = (&input[..], 0);
+    while !rest.is_empty() {
+        let taken = lab.connection.handle_some_input(rest, lab.now);
+        rest = &rest[taken..];
+        let outputs = lab.outputs();
+        assert!((1..=512).contains(&outputs.len()), "{}", outputs.len());
+        said += outputs.len();
+    }
+    assert_eq!(said, 10_000);
+}
+
+/// A reply that never ends would be read for ever: it ends the session, and says why.
+#[test]
+fn a_reply_that_never_ends_is_a_violation() {
+    let mut lab = Lab::greeted();
+    lab.connection
+        .send(&Command::Version, DEADLINE, lab.now)
+        .unwrap();
+    let rows = b"OpenVPN Version: OpenVPN 2.6.14\r\n".repeat(10_000);
+    let mut outputs = Vec::new();
+    for _ in 0..100 {
+        outputs.extend(lab.hear(&rows));
+    }
+    assert_eq!(outputs, [Output::Violation(Violation::ReplyTooLong)]);
+}

@@ -15,7 +15,7 @@ pub(crate) fn random_fraction() -> f64 {
 pub(crate) enum Eagerness {
     /// On this machine: a dial costs microseconds, so the waits are short.
     Local,
-    /// Not there at the moment, and we will be told when it is.
+    /// Not there at the moment, and we will be told when it is; or there, and nothing comes of it.
     Watched,
     /// In line for a place in line: soon, always.
     QueueFull,

@@ -13,6 +13,8 @@ pub struct SessionConfig {
     pub address: Address,
     /// The file with the management password in its first line; only its owner may have access to it.
     pub password_file: Option<PathBuf>,
+    /// Files that are named under this directory must really be there, see [`open_file`](crate::open_file).
+    pub files_within: Option<PathBuf>,
     /// What to do when the daemon waits for `hold release`.
     pub hold: HoldPolicy,
     /// What the daemon does when we leave; always [`Destructive`](DisconnectPolicy::Destructive) for one that dials in.
@@ -45,6 +47,7 @@ impl SessionConfig {
         Self {
             address,
             password_file: None,
+            files_within: None,
             hold: HoldPolicy::Release,
             disconnect,
             tls: TlsConfig::default(),

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -140,7 +140,8 @@ async fn open_tls(config: &SessionConfig, host: &str, port: u16) -> Result<Strea
     let tcp = open_tcp(host, port)
         .await
         .map_err(|error| dial_error(address, error))?;
-    TlsStream::connect(tcp, host, Arc::new(config.tls.clone()))
+    let (tls, within) = (config.tls.clone(), config.files_within.clone());
+    TlsStream::connect(tcp, host, tls, within)
         .await
         .map(|stream| Stream::Tls(Box::new(stream)))
         .map_err(|error| DialError::Tls {

@@ -19,12 +19,13 @@ use crate::in_flight::{Caller, InFlight, Purpose, unknown};
 use crate::link::{Link, Received};
 use crate::mailbox::Queued;
 use crate::observation::{Hint, Moment, Observation, Observer, Snapshot};
+use crate::pace::Pace;
 use crate::polls::Polls;
 use crate::report::Report;
 use crate::turns::TableTurn;
 
 /// Most bytes read in a row before the other sessions of the thread have their turn.
-const TURN_BYTES_MAX: usize = 256 * 1024;
+const TURN_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes read before a command is sent. What the kernel holds for a socket is less (`net.ipv4.tcp_rmem`: 6 MiB),
 /// so that everything that had arrived when the read began has been seen.
 const DRAIN_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -39,6 +40,8 @@ pub(crate) enum Ended {
     Cancelled,
     /// It broke, or the daemon left; a sentence.
     Broken(String),
+    /// The daemon broke the protocol; a sentence.
+    Violated(String),
 }
 
 /// Drives one session: reads all there is, tells the observer, sends what is due, one command at a time.
@@ -53,6 +56,8 @@ pub(crate) struct Driver<'a, O> {
     release_due: bool,
     /// Ours to read a large table.
     table_turn: TableTurn,
+    /// How fast the daemon is read.
+    pace: Pace,
     /// Since when the daemon does not answer.
     unresponsive_since: Option<Instant>,
     /// Whether somebody else dialled in at the daemon's address.
@@ -84,6 +89,7 @@ impl<'a, O: Observer> Driver<'a, O> {
             in_flight: None,
             release_due: false,
             table_turn,
+            pace: Pace::new(Moment::now().monotonic),
             unresponsive_since: None,
             is_contested: false,
             farewell: None,
@@ -100,10 +106,11 @@ impl<'a, O: Observer> Driver<'a, O> {
             if !is_drained {
                 yield_now().await;
             }
+            let is_paused = self.pace.paused_until().is_some();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break Ended::Cancelled,
-                ready = self.link.ready() => if let Err(error) = ready {
+                ready = self.link.ready(), if !is_paused => if let Err(error) = ready {
                     break broken(&error);
                 },
                 () = self.report.mailbox.wake.notified() => {}
@@ -115,7 +122,8 @@ impl<'a, O: Observer> Driver<'a, O> {
 
     /// Does all there is to do now; gives whether the socket was read to its end.
     fn advance(&mut self) -> Result<bool, Ended> {
-        let is_drained = self.receive(Link::receive, TURN_BYTES_MAX)?;
+        let now = Moment::now().monotonic;
+        let is_drained = self.pace.is_paused(now) || self.receive(Link::receive, TURN_BYTES_MAX)?;
         self.handle_time()?;
         self.handle_turned_away();
         while self.dispatch()? {
@@ -137,7 +145,10 @@ impl<'a, O: Observer> Driver<'a, O> {
         while length < bytes_max {
             let now = Moment::now();
             match receive(&mut self.link, now.monotonic) {
-                Ok(Received::Bytes(more)) => length += more,
+                Ok(Received::Bytes(more)) => {
+                    length += more;
+                    self.pace.take(more, now.monotonic);
+                }
                 Ok(Received::Nothing) => {
                     self.handle_outputs(now)?;
                     return Ok(true);
@@ -199,6 +210,7 @@ impl<'a, O: Observer> Driver<'a, O> {
         at(self.gives_up_at());
         at(self.in_flight.as_ref().and_then(InFlight::expires));
         at(self.table_turn.looks_at());
+        at(self.pace.paused_until());
         if let Stage::Attached { polls, .. } = &self.stage
             && self.is_idle()
         {
@@ -363,7 +375,7 @@ impl<'a, O: Observer> Driver<'a, O> {
                 Output::Responsive => self.handle_responsive(now),
                 Output::Unsolicited(text) => self.observe(Observation::Unsolicited(text), now),
                 Output::Violation(violation) => {
-                    return Err(Ended::Broken(format!(
+                    return Err(Ended::Violated(format!(
                         "the daemon breaks the protocol: {violation}"
                     )));
                 }
@@ -555,7 +567,7 @@ impl<'a, O: Observer> Driver<'a, O> {
         let now = Moment::now();
         let reason = match &ended {
             Ended::Cancelled => "the session was ended by the gateway".to_owned(),
-            Ended::Broken(reason) => reason.clone(),
+            Ended::Broken(reason) | Ended::Violated(reason) => reason.clone(),
         };
         self.report.mailbox.forget_snapshot();
         self.report.mailbox.tap.ended();

@@ -20,11 +20,13 @@ mod config;
 mod dial;
 mod door;
 mod driver;
+mod file;
 mod in_flight;
 mod link;
 mod login;
 mod mailbox;
 mod observation;
+mod pace;
 mod password;
 mod polls;
 mod probe;
@@ -45,6 +47,7 @@ pub use config::{
     DialInConfig, DisconnectPolicy, HoldPolicy, PinError, SessionConfig, Timings, TlsConfig,
 };
 pub use dial::{DIALS_PER_SECOND_MAX, Pacer};
+pub use file::open_file;
 pub use mailbox::{CONTROL_LANE_MAX, READ_LANE_MAX, REFRESH_WAITERS_MAX, SessionHandle};
 pub use observation::{Facts, Hint, Mode, Moment, Observation, Observer, Snapshot};
 pub use password::{PasswordError, read as read_password};

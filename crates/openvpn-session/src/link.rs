@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::tls::TlsStream;
 
-/// Most bytes read at once. Also bounds what the protocol may have to say about one read.
+/// Most bytes read at once.
 const READ_BYTES_MAX: usize = 32 * 1024;
 
 thread_local! {
@@ -90,6 +90,8 @@ pub(crate) enum Received {
 pub(crate) struct Link {
     stream: Stream,
     pub(crate) connection: Connection,
+    /// The rest of a read about which the protocol had much to say; less than one read.
+    untaken: Bytes,
     /// The rest of a write the socket took in part. At most one command and one fence are behind it.
     unsent: Bytes,
     /// The first bytes received, to show when they are not OpenVPN's; emptied by [`settle`](Self::settle).
@@ -104,6 +106,7 @@ impl Link {
         Self {
             stream,
             connection: Connection::new(limits),
+            untaken: Bytes::new(),
             unsent: Bytes::new(),
             first_bytes: Vec::with_capacity(Self::FIRST_BYTES_MAX),
         }
@@ -124,6 +127,11 @@ impl Link {
         read: fn(&mut Stream, &mut [u8]) -> io::Result<usize>,
         now: Instant,
     ) -> io::Result<Received> {
+        if !self.untaken.is_empty() {
+            let taken = self.connection.handle_some_input(&self.untaken, now);
+            self.untaken.advance(taken);
+            return Ok(Received::Bytes(taken));
+        }
         SCRATCH.with_borrow_mut(|scratch| match read(&mut self.stream, scratch) {
             Ok(0) => Ok(Received::End),
             Ok(length) => {
@@ -131,8 +139,9 @@ impl Link {
                 let room = self.first_bytes.capacity() - self.first_bytes.len();
                 self.first_bytes
                     .extend_from_slice(&bytes[..length.min(room)]);
-                self.connection.handle_input(bytes, now);
-                Ok(Received::Bytes(length))
+                let taken = self.connection.handle_some_input(bytes, now);
+                self.untaken = Bytes::copy_from_slice(&bytes[taken..]);
+                Ok(Received::Bytes(taken))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Received::Nothing),
             Err(error) => Err(error),
@@ -162,6 +171,9 @@ impl Link {
 
     /// Waits until there is something to read, or room for what is unsent.
     pub(crate) async fn ready(&self) -> io::Result<()> {
+        if !self.untaken.is_empty() {
+            return Ok(());
+        }
         let interest = if self.unsent.is_empty() {
             Interest::READABLE
         } else {

@@ -186,8 +186,8 @@ async fn send_password(link: &mut Link, config: &SessionConfig) -> Result<(), Pa
         .clone()
         .ok_or(PasswordError::NotConfigured)?;
     let password = spawn_blocking({
-        let path = path.clone();
-        move || password::read(&path)
+        let (path, within) = (path.clone(), config.files_within.clone());
+        move || password::read(&path, within.as_deref())
     })
     .await
     .unwrap_or_else(|panic| Err(PasswordError::unreadable(&path, panic.into())))?;

@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use openvpn_management::{EncodeError, Secret};
 
+use crate::file::open_file;
+
 /// Longest first line taken; OpenVPN itself reads no more than 127 bytes of a management password.
 const PASSWORD_BYTES_MAX: u64 = 1_024;
 
@@ -73,13 +75,13 @@ impl PasswordError {
     }
 }
 
-/// The first line of the file, without its line end. Blocks.
+/// The first line of the file, without its line end; see [`open_file`] for `within`. Blocks.
 ///
 /// # Errors
 /// [`PasswordError`].
-pub fn read(path: &Path) -> Result<Secret, PasswordError> {
+pub fn read(path: &Path, within: Option<&Path>) -> Result<Secret, PasswordError> {
     let unreadable = |error| PasswordError::unreadable(path, error);
-    let file = fs::File::open(path).map_err(unreadable)?;
+    let file = open_file(path, within).map_err(unreadable)?;
     // Of the open file, so that what is checked is what is read.
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
@@ -161,7 +163,7 @@ mod tests {
             (b"\xff\xfe\n", b"\xff\xfe"),
         ] {
             let file = file(content, 0o600);
-            assert_eq!(read(file.path()).unwrap().expose(), expected);
+            assert_eq!(read(file.path(), None).unwrap().expose(), expected);
         }
     }
 
@@ -170,7 +172,7 @@ mod tests {
     fn a_file_others_may_read_is_refused() {
         for mode in [0o640, 0o604, 0o660, 0o601] {
             let file = file(b"secret\n", mode);
-            let error = read(file.path()).unwrap_err().to_string();
+            let error = read(file.path(), None).unwrap_err().to_string();
             let path = file.path().display().to_string();
             assert!(error.contains(&format!("mode {mode:04o}")), "{error}");
             assert!(error.contains(&format!("chmod 600 {path}")), "{error}");
@@ -181,19 +183,19 @@ mod tests {
     #[test]
     fn what_is_no_password_is_refused() {
         assert!(matches!(
-            read(file(b"\nsecond\n", 0o600).path()),
+            read(file(b"\nsecond\n", 0o600).path(), None),
             Err(PasswordError::Empty { .. })
         ));
         assert!(matches!(
-            read(file(&[b'x'; 1_025], 0o600).path()),
+            read(file(&[b'x'; 1_025], 0o600).path(), None),
             Err(PasswordError::TooLong { .. })
         ));
         assert!(matches!(
-            read(Path::new("/nonexistent/password")),
+            read(Path::new("/nonexistent/password"), None),
             Err(PasswordError::Unreadable { .. })
         ));
         assert!(matches!(
-            read(Path::new("/proc/self")),
+            read(Path::new("/proc/self"), None),
             Err(PasswordError::Unreadable { .. })
         ));
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use openvpn_management::Limits;
 use tokio::time::{Instant, sleep_until};
@@ -25,6 +26,10 @@ use crate::password::Fingerprint;
 use crate::report::Report;
 use crate::slot;
 
+/// After so many sessions that ended before they were in step the daemon is dialled every few seconds, not twice a second:
+/// by then it does not restart, it is broken.
+const FRUITLESS_MAX: u32 = 20;
+
 /// One persistent session: [`run`](Self::run) is its task.
 #[derive(Debug)]
 pub struct Session<O> {
@@ -32,6 +37,8 @@ pub struct Session<O> {
     report: Report<O>,
     pacer: Arc<Pacer>,
     backoff: Backoff,
+    /// Times in a row that the daemon took our call and no session came of it.
+    fruitless: u32,
     /// Where the daemon dials in, once that is open; stays so between two sessions.
     door: Option<Door>,
 }
@@ -76,6 +83,7 @@ impl<O: Observer> Session<O> {
             report: Report::new(observer, mailbox),
             pacer,
             backoff: Backoff::default(),
+            fruitless: 0,
             door: None,
         };
         (handle, session)
@@ -232,13 +240,21 @@ impl<O: Observer> Session<O> {
                     &mut self.report,
                 );
                 let (ended, attached) = driver.run(cancel).await;
-                let Ended::Broken(reason) = ended else {
-                    return Aftermath::Cancelled;
-                };
                 if attached >= self.config.timings.healthy_after {
                     self.backoff.reset();
                 }
-                (Condition::Connecting, reason, self.eagerness())
+                self.fruitless = match attached {
+                    Duration::ZERO => self.fruitless.saturating_add(1),
+                    _ => 0,
+                };
+                match ended {
+                    Ended::Cancelled => return Aftermath::Cancelled,
+                    Ended::Broken(reason) => {
+                        (Condition::Connecting, reason, self.eagerness_after())
+                    }
+                    // It would break the protocol again, and cost as much.
+                    Ended::Violated(reason) => (Condition::Connecting, reason, Eagerness::Remote),
+                }
             }
             Err(LoginError::Cancelled) => return Aftermath::Cancelled,
             Err(LoginError::PasswordRetry) => return Aftermath::Again,
@@ -246,7 +262,8 @@ impl<O: Observer> Session<O> {
                 return Aftermath::Password { reason, tried };
             }
             Err(LoginError::Closed { reason }) => {
-                (Condition::Unreachable, reason, self.eagerness())
+                self.fruitless = self.fruitless.saturating_add(1);
+                (Condition::Unreachable, reason, self.eagerness_after())
             }
             // Whatever it is, it should not be asked twice a second.
             Err(LoginError::Foreign { reason }) => {
@@ -292,6 +309,14 @@ impl<O: Observer> Session<O> {
             Eagerness::Local
         } else {
             Eagerness::Remote
+        }
+    }
+
+    /// How eagerly to dial a daemon that did answer: less, when nothing ever comes of it.
+    fn eagerness_after(&self) -> Eagerness {
+        match self.eagerness() {
+            Eagerness::Local if self.fruitless >= FRUITLESS_MAX => Eagerness::Watched,
+            eagerness => eagerness,
         }
     }
 

@@ -1,6 +1,5 @@
 //! TLS to what stands before a management port: `stunnel`, `socat` or the like.
 
-use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 
 use crate::config::TlsConfig;
+use crate::file::open_file;
 
 /// Largest PEM file that is read. A bundle of every public authority is a quarter of it.
 const PEM_BYTES_MAX: u64 = 1 << 20;
@@ -77,12 +77,12 @@ pub enum TlsError {
 }
 
 impl TlsConfig {
-    /// Whether the files are there and can be used. Blocks.
+    /// Whether the files are there and can be used; see [`open_file`] for `within`. Blocks.
     ///
     /// # Errors
     /// [`TlsError`], as a dial would report it.
-    pub fn check(&self) -> Result<(), TlsError> {
-        client_config(self).map(drop)
+    pub fn check(&self, within: Option<&Path>) -> Result<(), TlsError> {
+        client_config(self, within).map(drop)
     }
 }
 
@@ -101,12 +101,13 @@ impl TlsStream {
     pub(crate) async fn connect(
         tcp: TcpStream,
         host: &str,
-        config: Arc<TlsConfig>,
+        config: TlsConfig,
+        within: Option<PathBuf>,
     ) -> Result<Self, TlsError> {
         let name = config.server_name.as_deref().unwrap_or(host).to_owned();
         let server_name =
             ServerName::try_from(name.clone()).map_err(|_| TlsError::Name { name })?;
-        let config = spawn_blocking(move || client_config(&config))
+        let config = spawn_blocking(move || client_config(&config, within.as_deref()))
             .await
             .unwrap_or_else(|panic| Err(TlsError::Failed(panic.to_string())))?;
         let tls = ClientConnection::new(Arc::new(config), server_name)
@@ -239,11 +240,11 @@ impl io::Write for Socket<'_> {
     }
 }
 
-fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsError> {
+fn client_config(config: &TlsConfig, within: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let algorithms = provider.signature_verification_algorithms;
     let chain = match &config.ca {
-        Some(path) => Some(chain_verifier(path, Arc::clone(&provider))?),
+        Some(path) => Some(chain_verifier(path, within, Arc::clone(&provider))?),
         None => None,
     };
     if chain.is_none() && config.pin.is_none() {
@@ -263,13 +264,13 @@ fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsError> {
     let mut client = match (&config.cert, &config.key) {
         (None, None) => builder.with_no_client_auth(),
         (Some(cert), Some(key)) => {
-            let pem = read(key)?;
+            let pem = read(key, within)?;
             let private_key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::Pem {
                 path: key.clone(),
                 what: "private key",
             })?;
             builder
-                .with_client_auth_cert(certificates(cert)?, private_key)
+                .with_client_auth_cert(certificates(cert, within)?, private_key)
                 .map_err(|error| pair(error.to_string()))?
         }
         _ => return Err(pair("set both cert and key, or neither".to_owned())),
@@ -281,6 +282,7 @@ fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsError> {
 
 fn chain_verifier(
     path: &Path,
+    within: Option<&Path>,
     provider: Arc<rustls::crypto::CryptoProvider>,
 ) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
     let error = |reason: String| TlsError::Authority {
@@ -288,7 +290,7 @@ fn chain_verifier(
         reason,
     };
     let mut roots = RootCertStore::empty();
-    for authority in certificates(path)? {
+    for authority in certificates(path, within)? {
         roots
             .add(authority)
             .map_err(|cause| error(cause.to_string()))?;
@@ -298,8 +300,11 @@ fn chain_verifier(
         .map_err(|cause| error(cause.to_string()))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = read(path)?;
+fn certificates(
+    path: &Path,
+    within: Option<&Path>,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(path, within)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match found {
         Ok(chain) if !chain.is_empty() => Ok(chain),
@@ -310,10 +315,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+fn read(path: &Path, within: Option<&Path>) -> Result<Vec<u8>, TlsError> {
     let read = || {
         let mut pem = Vec::new();
-        File::open(path)?
+        open_file(path, within)?
             .take(PEM_BYTES_MAX + 1)
             .read_to_end(&mut pem)?;
         if u64::try_from(pem.len()).is_ok_and(|length| length > PEM_BYTES_MAX) {

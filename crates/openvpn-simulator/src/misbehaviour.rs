@@ -33,6 +33,8 @@ pub enum Misbehaviour {
     },
     /// Leaves out the `END` of every multi-line reply.
     MissingEnd,
+    /// Goes on for ever where the `END` of a multi-line reply should be, as fast as the socket takes it.
+    EndlessReplies,
     /// Writes every `END` twice.
     ExtraEnd,
     /// Asks `ENTER PASSWORD:` after every command, though the session is long past it.

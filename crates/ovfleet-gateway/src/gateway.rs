@@ -331,8 +331,9 @@ impl Gateway {
         Failed(ended.err())
     }
 
-    /// Has the configuration read again, as SIGHUP asks for. What comes of it is logged, and an event.
-    pub fn reload(&self) {
+    /// Has the configuration read again, as SIGHUP asks for, whether or not somebody waits for the end of it. What comes
+    /// of it is logged, and an event.
+    pub fn reload(&self) -> impl Future<Output = ()> + Send + use<> {
         let inventory = self.context.inventory.clone();
         let order = Order::Reload {
             cause: ReloadCause::Signal,
@@ -341,7 +342,10 @@ impl Gateway {
         };
         // What went wrong is told there, and nothing is lost if we end meanwhile.
         let tasks = &self.context.tasks;
-        tasks.spawn(async move { inventory.order(order, None).await });
+        let reading = tasks.spawn(async move { inventory.order(order, None).await });
+        async move {
+            let _ = reading.await;
+        }
     }
 
     /// Tells when nobody needs this process any more.

@@ -26,7 +26,7 @@ use crate::{
     config::{MuxAddress, MuxConfig},
     listen::{
         Accepting, Admission, BindError, Handshake, TlsError, UnixSocket, bind_tcp, bind_unix,
-        certificate, load_tls, set_options,
+        certificate, load_tls_within, set_options,
     },
 };
 
@@ -173,12 +173,13 @@ enum Listener {
 }
 
 impl Listener {
-    fn open(address: &MuxAddress) -> Result<Self, OpenError> {
-        Ok(match address {
+    fn open(config: &MuxConfig) -> Result<Self, OpenError> {
+        let within = config.files_within.as_deref();
+        Ok(match &config.address {
             MuxAddress::Unix(socket) => Self::Unix(bind_unix(socket)?),
             MuxAddress::Tcp(address) => Self::Tcp(bind_tcp(*address)?),
             MuxAddress::Tls(address, files) => {
-                let tls = TlsAcceptor::from(load_tls(files, None)?);
+                let tls = TlsAcceptor::from(load_tls_within(files, None, within)?);
                 Self::Tls(bind_tcp(*address)?, tls)
             }
         })
@@ -194,7 +195,7 @@ async fn keep_open(
 ) {
     let mut complained = false;
     let listener = loop {
-        match Listener::open(&config.address) {
+        match Listener::open(&config) {
             Ok(listener) => break listener,
             Err(error) if !complained => {
                 complained = true;
@@ -378,7 +379,8 @@ async fn tool_config(config: &MuxConfig, policy: Policy) -> Result<ToolConfig, P
     let password = match config.password_file.clone() {
         None => None,
         Some(path) => {
-            let reading = spawn_blocking(move || read_password(&path)).await;
+            let within = config.files_within.clone();
+            let reading = spawn_blocking(move || read_password(&path, within.as_deref())).await;
             Some(reading.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
         }
     };

@@ -16,7 +16,7 @@ pub(crate) struct DefinitionArgs {
     /// A label (repeatable)
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     labels: Vec<(String, String)>,
-    /// The file whose first line is the management password
+    /// The file whose first line is the management password, under secrets_dir of the gateway's configuration
     #[arg(long, value_name = "FILE")]
     password_file: Option<String>,
     /// What to do with a daemon that holds

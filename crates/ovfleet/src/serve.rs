@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use ovfleet_gateway::{
     Config, ConfigErrors, Dependants, Gateway, Inheritance, InheritedSockets, LogBroadcast,
 };
-use tokio::signal::unix::SignalKind;
+use tokio::{signal::unix::SignalKind, task::JoinSet};
 use tracing::{info, warn};
 
 use crate::{
@@ -112,7 +112,9 @@ async fn serve(
     for address in addresses.grpc.iter().chain(&addresses.http) {
         info!(%address, "listening");
     }
-    service_manager::ready(&format!("serving on {}", addresses.grpc.join(", ")));
+    let serving = format!("serving on {}", addresses.grpc.join(", "));
+    service_manager::ready(&serving);
+    let mut reloads = JoinSet::new();
     let idle = gateway.idle_watch();
     let idle = async {
         match args.idle_exit {
@@ -126,7 +128,13 @@ async fn serve(
             () = end_signals.next() => break Ok(Verdict::Done),
             failed = gateway.wait() => break Err(anyhow::Error::from(failed).into()),
             () = &mut idle => break Ok(Verdict::Done),
-            () = reload_signal.next() => gateway.reload(),
+            () = reload_signal.next() => {
+                service_manager::reloading();
+                reloads.spawn(gateway.reload());
+            }
+            Some(_) = reloads.join_next() => if reloads.is_empty() {
+                service_manager::ready(&serving);
+            },
         }
     };
     let told = Instant::now();

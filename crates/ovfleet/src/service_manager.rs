@@ -13,6 +13,15 @@ pub(crate) fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
+/// The configuration is being read again; [`ready`] says that this is over.
+pub(crate) fn reloading() {
+    // Whoever asked for it takes only what is later than that for its answer.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => debug!(%error, "cannot tell the service manager"),
+    }
+}
+
 /// The process is to end.
 pub(crate) fn stopping(status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(status)]);

@@ -8,10 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use openvpn_simulator::{ClientSpec, Daemon};
+use openvpn_simulator::{ClientSpec, Daemon, Timing};
 use ovfleet_proto::v1::{
-    ClientFilter, CreateInstanceRequest, InstanceDefinition, KillClientsRequest,
-    PauseInstanceRequest, stream_events_request::Start,
+    Action, ClientFilter, Condition, CreateInstanceRequest, GapCause, GetActionRequest,
+    InstanceDefinition, KillClientsRequest, PauseInstanceRequest, StreamEventsRequest,
+    stream_events_request::Start,
 };
 use ovfleet_tests::{
     Api, Disk, Gateway, GatewayConfig, InstanceConfig, ReadOnly,
@@ -46,7 +47,13 @@ struct Lab {
 impl Lab {
     async fn start(config: GatewayConfig, state: &Path, directory: TempDir) -> Result<Self> {
         let socket = directory.path().join("sim");
-        let daemon = Daemon::builder("sim").unix(socket).start().await?;
+        // Who is killed stays: a kill that waits for it is under way until something else ends it.
+        let timing = Timing {
+            delayed_exit: Duration::from_secs(600),
+            ..Timing::default()
+        };
+        let daemon = Daemon::builder("sim").unix(socket).timing(timing);
+        let daemon = daemon.start().await?;
         let gateway = config
             .set("state_dir", state.display().to_string())
             .instance(InstanceConfig::new("sim", &daemon.address().to_string()))
@@ -81,8 +88,8 @@ impl Lab {
     async fn start_again(&mut self) -> Result<()> {
         self.gateway.start_again().await?;
         self.api = Api::connect(&self.gateway).await?;
-        let attached = ovfleet_proto::v1::Condition::Attached;
-        self.api.wait_condition("sim", attached, SOON).await?;
+        let attached = self.api.wait_condition("sim", Condition::Attached, SOON);
+        attached.await?;
         self.log = self.api.follow_from(Start::Oldest(true)).await?;
         Ok(())
     }
@@ -127,13 +134,54 @@ impl Lab {
             every_client: true,
             ..Default::default()
         };
+        let before = self.kills();
         let asked = Instant::now();
         let refused = self.api.kill(kill).await.err();
         ensure!(asked.elapsed() <= REFUSED_MAX, "{:?}", asked.elapsed());
         ensure_unavailable(&refused.context("it was carried out")?)?;
-        let commands = self.daemon.commands();
-        ensure!(!commands.iter().any(|line| line.starts_with(b"client-kill")));
+        ensure!(self.kills() == before, "it was carried out");
         Ok(())
+    }
+
+    /// How many kills the daemon has received.
+    fn kills(&self) -> usize {
+        let commands = self.daemon.commands();
+        let kills = commands.iter();
+        let kills = kills.filter(|line| line.starts_with(b"client-kill"));
+        kills.count()
+    }
+
+    /// Kills who is there, and waits for the answer or only until it is sent.
+    async fn kill(&mut self, id: &str, is_answered: bool) -> Result<()> {
+        let request = KillClientsRequest {
+            selector: all(),
+            filter: Some(ClientFilter::default()),
+            every_client: true,
+            wait: !is_answered,
+            request_id: id.to_owned(),
+            ..Default::default()
+        };
+        let mut killer = self.api.clone();
+        let answer = tokio::spawn(async move { killer.kill(request).await });
+        if is_answered {
+            answer.await??;
+            return Ok(());
+        }
+        poll_until("the kill to be sent", SOON, async || {
+            Ok((self.kills() > 0).then_some(()))
+        })
+        .await
+    }
+
+    /// What is said of an action that is over.
+    async fn action(&mut self, id: &str) -> Result<Action> {
+        let request = GetActionRequest {
+            request_id: id.to_owned(),
+        };
+        let found = self.api.control.get_action(timed(request)).await?;
+        let action = found.into_inner().action.context("no action")?;
+        ensure!(action.finished_time.is_some(), "{action:#?}");
+        Ok(action)
     }
 
     /// A client connects, its event comes, and lists answer.
@@ -248,6 +296,7 @@ async fn begins_without_writing(
     };
     lab.api.inventory.pause_instance(timed(paused)).await?;
     lab.looks().await?;
+    lab.kill("before", orderly).await?;
     if orderly {
         ensure!(lab.gateway.stop().await?.success());
     } else {
@@ -255,7 +304,8 @@ async fn begins_without_writing(
     }
     break_it(&disk)?;
     lab.start_again().await?;
-    // What was before the start is there: instances, and events.
+    // What was before the start is there: actions, instances, and events.
+    let action = lab.action("before").await?;
     let instances = lab.api.instances().await?;
     let new = instances.iter().find_map(|instance| {
         let spec = instance.spec.as_ref()?;
@@ -272,6 +322,7 @@ async fn begins_without_writing(
 
     mend_it(&disk)?;
     lab.recovers(Instant::now()).await?;
+    ensure!(lab.action("before").await? == action);
     // It is as if it had begun in order: the same events, what was missed is told, and the next one knows all.
     let (told, events) = history(&mut lab).await?;
     ensure!(events.first() == Some(&first), "{events:?}, not {first}");
@@ -281,14 +332,13 @@ async fn begins_without_writing(
     let (again, after) = history(&mut lab).await?;
     ensure!(after.starts_with(&events), "{after:?}, not {events:?}");
     ensure!(again == told, "{again} restarts told");
+    ensure!(lab.action("before").await? == action);
     ensure!(lab.change().await?.is_none(), "it is writable");
     Ok(())
 }
 
 /// How many restarts without an end are told of, and the clients that came, in order of sequence.
 async fn history(lab: &mut Lab) -> Result<(usize, Vec<u64>)> {
-    use ovfleet_proto::v1::{GapCause, StreamEventsRequest};
-
     let request = StreamEventsRequest {
         start: Some(Start::Oldest(true)),
         follow: Some(false),
@@ -326,5 +376,22 @@ async fn it_begins_on_a_read_only_disk() -> Result<()> {
         let words = ["read-only", "make it writable"];
         begins_without_writing(orderly, ro, rw, &words, "read_only").await?;
     }
+    Ok(())
+}
+
+/// Where there is nothing to look at, it says so instead.
+#[tokio::test]
+async fn it_begins_no_new_state_on_a_read_only_disk() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let disk = Arc::new(Disk::mount(directory.path()).await?);
+    disk.set_read_only(true)?;
+    let state = directory.path().join("state").display().to_string();
+    let started = GatewayConfig::new().disk(&disk).set("state_dir", &*state);
+    let Err(error) = started.start().await else {
+        bail!("it started");
+    };
+    let said = format!("{error:#}");
+    let named = said.contains(&state) && said.contains("Read-only file system");
+    ensure!(named, "{said}");
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! follows from a seed that is printed, and is repeated with `OVFLEET_SEED`.
 
 mod clock;
+mod costs;
 mod crashes;
 mod cuts;
 mod daemons;

@@ -42,7 +42,7 @@ fn limit(gateway: &Gateway, files: usize) -> Result<()> {
 }
 
 /// Processor time of the process so far, user and system.
-fn processor_time(gateway: &Gateway) -> Result<Duration> {
+pub(super) fn processor_time(gateway: &Gateway) -> Result<Duration> {
     /// `USER_HZ`, which is 100 on every Linux.
     const TICK: Duration = Duration::from_millis(10);
     let stat = fs::read_to_string(format!("/proc/{}/stat", gateway.pid()))?;

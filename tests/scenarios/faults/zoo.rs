@@ -16,6 +16,17 @@ const BROKEN_BLOCK: &[u8] = b">CLIENT:ESTABLISHED,5\r\n>CLIENT:ENV,common_name=x
     >LOG:1700000000,,in between\r\n";
 const STRAY_LINES: &[u8] = b">LOG:1700000000,,in between\r\n>CLIENT:ENV,stray=1\r\n";
 
+/// Clients with environments just within the bounds, 4 MiB of them.
+fn large_environments() -> Vec<u8> {
+    let value = "x".repeat(240);
+    let block = |cid: usize| {
+        let lines = (0..900).map(|line| format!(">CLIENT:ENV,made_up_{line}={value}\r\n"));
+        let lines: String = lines.collect();
+        format!(">CLIENT:ESTABLISHED,{cid}\r\n{lines}>CLIENT:ENV,END\r\n")
+    };
+    (77_000..77_018).map(block).collect::<String>().into()
+}
+
 /// What a kind of evil has to end in.
 #[derive(Clone, Copy)]
 pub(super) enum Verdict {
@@ -85,6 +96,7 @@ pub(super) fn zoo() -> Vec<Wrong> {
             Lived,
         ),
         wrong("not-utf8", Evil::InvalidNames, Lived),
+        wrong("nothing-but-newlines", says(&[b'\n'; 1 << 16]), Lived),
         wrong(
             "slow-loris",
             Evil::SlowLoris {
@@ -121,6 +133,11 @@ pub(super) fn zoo() -> Vec<Wrong> {
         // The reply.
         wrong("huge-status", Evil::HugeStatus { rows }, Lived),
         wrong("no-end", Evil::MissingEnd, Named("no answer for")),
+        wrong(
+            "endless-replies",
+            Evil::EndlessReplies,
+            Named("a reply does not end"),
+        ),
         wrong("two-ends", Evil::ExtraEnd, Lived),
         wrong("stray-ends", says(b"END\r\n"), Either),
         wrong("unasked", Evil::UnaskedReplies, Either),
@@ -158,6 +175,7 @@ pub(super) fn zoo() -> Vec<Wrong> {
             Evil::LongEnv { lines },
             Named("an ENV block has more than"),
         ),
+        wrong("large-env", says(&large_environments()), Lived),
         wrong("unknown-cids", says(UNKNOWN_CIDS), Either),
         wrong("numbers", says(NUMBERS), Either),
         wrong("interrupts-a-reply", interrupts(STRAY_LINES), Either),

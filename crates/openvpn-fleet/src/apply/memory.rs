@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use openvpn_management::{Cid, Notification};
+use openvpn_management::limits::LINE_BYTES_MAX;
+use openvpn_management::{Cid, Env, Notification};
 use openvpn_session::Moment;
 
 use super::log_cap::LogCap;
@@ -13,9 +14,9 @@ use crate::filter::parse_real_address;
 use crate::ledger::KnownRun;
 use crate::question::PendingChallenge;
 
-/// Notifications kept while a session synchronises, which takes some round trips. Of more, log lines are counted as
-/// rate-capped and everything else is made up for by the next snapshot.
-pub(crate) const SYNC_NOTIFICATIONS_MAX: usize = 4_096;
+/// Bytes of the notifications kept while a session synchronises, which takes some round trips: thousands of log lines.
+/// Of more, log lines are counted as rate-capped and everything else is made up for by the next snapshot.
+const SYNC_BYTES_MAX: usize = 512 * 1024;
 /// Clients that are ending or have ended lately, for which a successor is looked for; of more, the oldest is forgotten.
 pub(crate) const ENDINGS_MAX: usize = 1_024;
 /// How long after the first sign of a client's end another one can be its successor. A stock client that is told to
@@ -75,12 +76,48 @@ pub(super) enum Stage {
     Detached,
     /// It asks what there is to know; what the daemon says meanwhile waits until the generation is known.
     Syncing {
-        notifications: Vec<(Notification, Moment)>,
+        notifications: Waiting,
         /// How many more there were.
         dropped: u64,
     },
     /// It is in step.
     Attached,
+}
+
+/// Notifications that wait, in the order of the wire.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    notifications: Vec<(Notification, Moment)>,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// Whether one more may wait.
+    pub(super) fn has_room_for(&self, notification: &Notification) -> bool {
+        self.bytes + bytes(notification) <= SYNC_BYTES_MAX
+    }
+
+    pub(super) fn push(&mut self, notification: Notification, at: Moment) {
+        self.bytes += bytes(&notification);
+        self.notifications.push((notification, at));
+    }
+
+    pub(super) fn into_vec(self) -> Vec<(Notification, Moment)> {
+        self.notifications
+    }
+}
+
+/// Bytes a notification takes; of one that does not come by the hundred the most that it may.
+fn bytes(notification: &Notification) -> usize {
+    let text_bytes = match notification {
+        Notification::Bytecount { .. } | Notification::BytecountCli { .. } => 0,
+        Notification::Log(record) => record.text.len(),
+        Notification::ClientAddress { address, .. } => address.len(),
+        Notification::Notify { kind, text, .. } => kind.len() + text.len(),
+        Notification::Info(text) | Notification::Unrecognized(text) => text.len(),
+        other => other.env().map_or(LINE_BYTES_MAX, Env::heap_bytes),
+    };
+    size_of::<(Notification, Moment)>() + text_bytes
 }
 
 /// A client that is ending or has ended.

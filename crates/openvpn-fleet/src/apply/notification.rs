@@ -6,7 +6,7 @@ use openvpn_management::{Cid, Env, LogRecord, Notification, PasswordNotification
 use openvpn_session::{Hint, Mode};
 
 use super::clients::{LastWord, connected};
-use super::memory::{SYNC_NOTIFICATIONS_MAX, Stage};
+use super::memory::Stage;
 use super::{Fold, Told};
 use crate::client::{Client, ClientTexts, PeerInfo};
 use crate::event::{Detail, DisconnectCause, EventClass, GenerationCause};
@@ -25,8 +25,8 @@ impl Fold<'_> {
             dropped,
         } = &mut self.table.memory.stage
         {
-            if notifications.len() < SYNC_NOTIFICATIONS_MAX {
-                notifications.push((notification, self.at));
+            if notifications.has_room_for(&notification) {
+                notifications.push(notification, self.at);
             } else if matches!(notification, Notification::Log(_)) {
                 let cap = &mut self.table.memory.log_cap;
                 cap.drop_lines(EventClass::Log, 1, self.at.wall);

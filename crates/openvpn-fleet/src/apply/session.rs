@@ -4,7 +4,7 @@ use openvpn_management::{DaemonState, LoadStats, Notification, StateRecord};
 use openvpn_session::{Condition, ConditionChange, Facts, Hint, HoldPolicy, Mode};
 
 use super::log_cap::Dropped;
-use super::memory::Stage;
+use super::memory::{Stage, Waiting};
 use super::{Fold, Told};
 use crate::event::{
     Detail, DisconnectCause, EventClass, Gap, GapCause, GenerationCause, Inference,
@@ -59,7 +59,7 @@ impl Fold<'_> {
         status.management_version = management_version;
         status.sessions += 1;
         self.table.memory.stage = Stage::Syncing {
-            notifications: Vec::new(),
+            notifications: Waiting::default(),
             dropped: 0,
         };
         self.table.bump_status();
@@ -82,7 +82,7 @@ impl Fold<'_> {
             Stage::Syncing {
                 notifications,
                 dropped,
-            } => (notifications, dropped),
+            } => (notifications.into_vec(), dropped),
             Stage::Detached | Stage::Attached => (Vec::new(), 0),
         };
         if let Some(detached_at) = self.table.memory.detached_at.take() {
@@ -182,12 +182,15 @@ impl Fold<'_> {
         let stage = std::mem::take(&mut self.table.memory.stage);
         if let Stage::Syncing { notifications, .. } = stage {
             // Without a generation nothing can be said about clients; the daemon's words stand for themselves.
-            let words = notifications.into_iter().filter(|(notification, _)| {
-                matches!(
-                    notification,
-                    Notification::Fatal(_) | Notification::Info(_) | Notification::Log(_)
-                )
-            });
+            let words = notifications
+                .into_vec()
+                .into_iter()
+                .filter(|(notification, _)| {
+                    matches!(
+                        notification,
+                        Notification::Fatal(_) | Notification::Info(_) | Notification::Log(_)
+                    )
+                });
             self.replay(words.collect());
         }
         self.close_questions();

@@ -1,6 +1,7 @@
 //! What the answer to a command says, and how it looks.
 
 use crate::command::{Command, HistoryRequest, HoldRequest};
+use crate::limits::{REPLY_BYTES_MAX, STATUS_REPLY_BYTES_MAX};
 use crate::reply::ReplyForm;
 
 /// What a command's answer says, which also fixes its form.
@@ -67,6 +68,27 @@ pub(crate) enum RowKind {
 pub(crate) enum SentinelKind {
     VersionSet,
     Net,
+}
+
+impl Expectation {
+    /// Most bytes of the reply.
+    pub(crate) fn reply_bytes_max(self) -> usize {
+        match self {
+            Self::Status | Self::Raw => STATUS_REPLY_BYTES_MAX,
+            _ => REPLY_BYTES_MAX,
+        }
+    }
+
+    /// Whether every attach asks for it, and the answer is short.
+    pub(crate) fn is_short(self) -> bool {
+        matches!(
+            self,
+            Self::Rows {
+                kind: RowKind::Version | RowKind::State,
+                ..
+            } | Self::Sentinel(_)
+        )
+    }
 }
 
 impl Command {

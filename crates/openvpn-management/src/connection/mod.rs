@@ -29,6 +29,9 @@ const FOREIGN_LINE_BYTES_SHOWN: usize = 200;
 const PARTIAL_BYTES_KEPT: usize = 256;
 /// Capacity the queue of outputs may keep once it is empty.
 const OUTPUTS_KEPT: usize = 2;
+/// Outputs that wait before no more input is taken, where the caller can wait: a daemon that writes nothing but line
+/// ends has one of them for every byte.
+const OUTPUTS_MAX: usize = 512;
 
 /// The manager's side of one management connection: bytes and the time in, outputs and bytes out.
 ///
@@ -97,6 +100,8 @@ struct Flight {
     id: CommandId,
     /// `None` once it was missed: the connection has a fence then.
     deadline: Option<Instant>,
+    /// Bytes of reply that may still come.
+    room: usize,
     reader: ReplyReader,
 }
 
@@ -164,8 +169,28 @@ impl Connection {
     /// Takes bytes read from the daemon, cut anywhere.
     ///
     /// A reply that is in `bytes` is in time, whatever `now` says: a slow reader is not the daemon's fault.
-    pub fn handle_input(&mut self, mut bytes: &[u8], now: Instant) {
-        while !bytes.is_empty() && self.phase != Phase::Violated {
+    pub fn handle_input(&mut self, bytes: &[u8], now: Instant) {
+        self.take_lines(bytes, usize::MAX);
+        self.handle_timeout(now);
+    }
+
+    /// Like [`handle_input`](Self::handle_input), but takes no more when there is much to say: gives how many bytes were
+    /// taken. The rest is to be given again once [`poll_output`](Self::poll_output) is empty.
+    pub fn handle_some_input(&mut self, bytes: &[u8], now: Instant) -> usize {
+        let taken = self.take_lines(bytes, OUTPUTS_MAX);
+        if taken == bytes.len() {
+            self.handle_timeout(now);
+        }
+        taken
+    }
+
+    /// Takes lines until there are so many outputs; gives how many bytes that were.
+    fn take_lines(&mut self, input: &[u8], outputs_max: usize) -> usize {
+        let mut bytes = input;
+        while !bytes.is_empty() && self.outputs.len() < outputs_max {
+            if self.phase == Phase::Violated {
+                return input.len();
+            }
             if self.take_prompt(&mut bytes) {
                 continue;
             }
@@ -191,7 +216,7 @@ impl Connection {
                 }
             }
         }
-        self.handle_timeout(now);
+        input.len() - bytes.len()
     }
 
     /// Acts on the deadline that [`poll_timeout`](Self::poll_timeout) announced; harmless when called early.
@@ -273,6 +298,7 @@ impl Connection {
                 self.flight = Some(Box::new(Flight {
                     id,
                     deadline,
+                    room: expectation.reply_bytes_max(),
                     reader,
                 }));
             }
@@ -399,7 +425,13 @@ impl Connection {
             return;
         }
         let progress = match &mut self.flight {
-            Some(flight) => flight.reader.handle_line(line),
+            Some(flight) => match flight.room.checked_sub(line.len() + 1) {
+                Some(room) => {
+                    flight.room = room;
+                    flight.reader.handle_line(line)
+                }
+                None => return self.violate(Violation::ReplyTooLong),
+            },
             None => Progress::Foreign,
         };
         match progress {

@@ -67,6 +67,9 @@ pub enum Violation {
         /// The bound it broke.
         limit: usize,
     },
+    /// A reply without end.
+    #[error("a reply does not end")]
+    ReplyTooLong,
     /// An ENV block without end.
     #[error("an ENV block has more than {lines_max} lines or {bytes_max} bytes")]
     EnvTooLarge {

@@ -1,7 +1,7 @@
 //! Reads the answer to one command, line by line.
 
 use super::expectation::{Expectation, ResultKind, RowKind, SentinelKind, ValueKind};
-use crate::limits::Limits;
+use crate::limits::{Limits, SHORT_BYTES_MAX, SHORT_LINES_MAX};
 use crate::notification::Notification;
 use crate::record::{EchoRecord, History, LoadStats, LogRecord, RemoteEntry, StateRecord, Version};
 use crate::reply::{RawReply, Rejected, Reply};
@@ -292,9 +292,17 @@ impl ReplyReader {
             return true;
         }
         self.body_bytes += line.len();
-        let room = self.body_bytes <= self.limits.history_bytes_max;
-        let lines_max = if room {
-            self.limits.history_lines_max
+        let Limits {
+            history_lines_max: mut lines_max,
+            history_bytes_max: mut bytes_max,
+            ..
+        } = self.limits;
+        if self.expectation.is_short() {
+            lines_max = lines_max.min(SHORT_LINES_MAX);
+            bytes_max = bytes_max.min(SHORT_BYTES_MAX);
+        }
+        let lines_max = if self.body_bytes <= bytes_max {
+            lines_max
         } else {
             0
         };

@@ -1,6 +1,6 @@
 //! How sessions end, and how they come back.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use openvpn_management::Command;
 use openvpn_session::{
@@ -142,4 +142,55 @@ async fn a_failure_that_repeats_is_reported_once() {
         })
         .await;
     assert_eq!(changes, 1);
+}
+
+/// A daemon that ends every session before it is in step must not be dialled twice a second for ever.
+#[tokio::test]
+async fn a_daemon_that_keeps_no_session_is_dialled_less_and_less() {
+    let daemon = Daemon::listen();
+    let mut config = daemon.config();
+    config.timings.local_retry_min = Duration::from_millis(1);
+    config.timings.local_retry_max = Duration::from_millis(1);
+    config.timings.watched_retry_max = Duration::from_secs(3_600);
+    let mut subject = Subject::start(config);
+    let mut sessions = 0;
+    let greets_and_leaves = async {
+        loop {
+            let mut manager = daemon.accept().await;
+            sessions += 1;
+            manager.greet().await;
+        }
+    };
+    let far = subject.wait_for("wait", |observation| {
+        let at = match observation {
+            Observation::Condition(change) => change.next_attempt?,
+            Observation::NextAttempt(at) => *at,
+            _ => return None,
+        };
+        let wait = at.duration_since(SystemTime::now()).ok()?;
+        (wait > Duration::from_secs(60)).then_some(())
+    });
+    tokio::select! {
+        () = far => {}
+        () = greets_and_leaves => {}
+    }
+    assert_eq!(sessions, 20);
+}
+
+/// The same for one that breaks the protocol, which costs more: at once.
+#[tokio::test]
+async fn a_daemon_that_breaks_the_protocol_is_not_dialled_like_a_local_one() {
+    let daemon = Daemon::listen();
+    let mut config = daemon.config();
+    config.timings.remote_retry_min = Duration::from_secs(600);
+    let mut subject = Subject::start(config);
+    let mut manager = daemon.accept().await;
+    manager.greet().await;
+    manager.write(&"x".repeat(20_000)).await;
+    let next = subject.wait_for("wait", |observation| match observation {
+        Observation::Condition(change) => change.next_attempt,
+        _ => None,
+    });
+    let wait = next.await.duration_since(SystemTime::now()).unwrap();
+    assert!(wait > Duration::from_secs(300), "{wait:?}");
 }

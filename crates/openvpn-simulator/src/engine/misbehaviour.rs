@@ -72,6 +72,14 @@ impl Engine {
                 }
                 self.flow = Some(Flow::EndlessEnv { line });
             }
+            Some(Flow::EndlessReply { line }) => {
+                let mut line = line;
+                while self.output.pending().len() < HELPING_BYTES {
+                    self.say(format_args!("{line},CONNECTED,SUCCESS,10.8.0.1,,,,"));
+                    line += 1;
+                }
+                self.flow = Some(Flow::EndlessReply { line });
+            }
         }
     }
 

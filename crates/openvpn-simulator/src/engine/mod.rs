@@ -148,6 +148,7 @@ enum Flow {
     Burst { next_cid: u64, remaining: usize },
     EndlessLine,
     EndlessEnv { line: u64 },
+    EndlessReply { line: u64 },
 }
 
 #[derive(Debug)]
@@ -496,6 +497,10 @@ impl Engine {
     /// Ends a multi-line reply.
     fn say_end(&mut self) {
         if self.does(&Misbehaviour::MissingEnd) {
+            return;
+        }
+        if self.does(&Misbehaviour::EndlessReplies) {
+            self.flow = Some(Flow::EndlessReply { line: 0 });
             return;
         }
         self.say("END");

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use openvpn_session::Address;
 
-use super::template::Values;
+use super::{secrets::FileRule, template::Values};
 
 /// This machine's name, as the kernel knows it.
 static HOST_NAME: LazyLock<String> = LazyLock::new(|| {
@@ -60,6 +60,7 @@ impl AddressParts {
             stem: self.stem.as_deref(),
             port: self.port.as_deref(),
             labels: Some(labels),
+            files: FileRule::Any,
         }
     }
 }

@@ -96,7 +96,7 @@ impl TlsFilesTemplate {
                 template.error(mistakes, "must not be empty");
                 return None;
             }
-            template.resolve(&path, mistakes)
+            template.file(&path, values, mistakes)
         };
         Some(TlsFiles {
             cert: path(&self.cert)?,

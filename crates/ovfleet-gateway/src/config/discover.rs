@@ -9,6 +9,7 @@ use super::{
     error::{ConfigErrors, Mistakes, Place},
     instance::{Blueprint, InstanceConfig, Seed, Settings, Templated},
     reader::{Section, Value},
+    secrets::FileRule,
     template::Template,
 };
 
@@ -96,6 +97,7 @@ impl DiscoverConfig {
             labels,
             source: InstanceSource::Discovery,
             place,
+            files: FileRule::Any,
         };
         match self.blueprint.build(seed, &mistakes) {
             Some(instance) => Ok(instance),
@@ -114,6 +116,7 @@ impl DiscoverConfig {
             labels: BTreeMap::new(),
             source: InstanceSource::Discovery,
             place: self.place.clone(),
+            files: FileRule::Any,
         };
         self.blueprint.build(seed, mistakes).is_some()
     }

@@ -16,6 +16,7 @@ use super::{
     error::{Mistakes, Place},
     mux::{self, MuxConfig, MuxTemplate},
     reader::{Section, Value},
+    secrets::FileRule,
     template::{Template, Values},
     tls::TlsTemplate,
 };
@@ -78,9 +79,22 @@ impl Templated {
             .ok()
     }
 
-    /// The same as a path, see [`resolve`](Self::resolve).
-    pub(super) fn path(&self, values: &Values<'_>, mistakes: &Mistakes) -> Option<PathBuf> {
-        self.resolve(&self.require(values, mistakes)?, mistakes)
+    /// A file that is read: `text`, which this is with those values, as a path, see [`resolve`](Self::resolve).
+    pub(super) fn file(
+        &self,
+        text: &str,
+        values: &Values<'_>,
+        mistakes: &Mistakes,
+    ) -> Option<PathBuf> {
+        let path = self.resolve(text, mistakes)?;
+        let allowed = match self.place.file.as_os_str() == Place::API {
+            true => values.files.check_named(&path),
+            false => values.files.check_filled(&self.template, values),
+        };
+        allowed
+            .map_err(|message| self.error(mistakes, message))
+            .ok()?;
+        Some(path)
     }
 
     /// A relative path is relative to the directory of the file it stands in, and a mistake where it stands in none.
@@ -226,6 +240,8 @@ pub(super) struct Seed {
     pub(super) source: InstanceSource,
     /// Where.
     pub(super) place: Place,
+    /// Which files it may name.
+    pub(super) files: FileRule,
 }
 
 impl Blueprint {
@@ -247,6 +263,7 @@ impl Blueprint {
             labels: BTreeMap::new(),
             source: InstanceSource::File,
             place,
+            files: FileRule::Any,
         };
         let blueprint = Self {
             name,
@@ -284,6 +301,7 @@ impl Blueprint {
             mut labels,
             source,
             place,
+            files,
         } = seed;
         let mut parts = address.as_ref().map(AddressParts::of).unwrap_or_default();
         let mut name: Option<String> = None;
@@ -324,7 +342,9 @@ impl Blueprint {
                 break;
             }
         }
-        let values = parts.values(name.as_deref(), &labels);
+        let secrets_dir = files.directory();
+        let mut values = parts.values(name.as_deref(), &labels);
+        values.files = files;
         let untold = Mistakes::default();
         let missing_value = if is_incomplete { &untold } else { mistakes };
         let templates = missing.values().chain(&self.address).chain(&self.name);
@@ -335,7 +355,7 @@ impl Blueprint {
         let password_file = match &self.settings.password_file {
             Some(template) => {
                 let text = template.require(&values, missing_value);
-                text.and_then(|text| template.resolve(&text, mistakes))
+                text.and_then(|text| template.file(&text, &values, mistakes))
                     .map(Some)
             }
             None => Some(None),
@@ -369,11 +389,16 @@ impl Blueprint {
             return None;
         }
         let mux = mux?;
-        let session = SessionConfig {
+        let mut session = SessionConfig {
             dial_in: dial_in?,
             tls: tls?,
             ..self.settings.session(address?, password_file?)
         };
+        // One without files does not begin anew where the rules for them change.
+        let tls = &session.tls;
+        if session.password_file.is_some() || tls.ca.is_some() || tls.cert.is_some() {
+            session.files_within = secrets_dir;
+        }
         let password_place = self
             .settings
             .password_file

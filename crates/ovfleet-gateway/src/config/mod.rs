@@ -16,6 +16,7 @@ mod limits;
 mod listen;
 mod mux;
 mod reader;
+mod secrets;
 mod taken;
 mod template;
 #[cfg(test)]
@@ -24,12 +25,12 @@ mod tls;
 mod value;
 
 use std::{
-    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use openvpn_fleet::GatewayName;
+use openvpn_session::open_file;
 use toml::{Spanned, de::DeTable};
 
 pub use certificate::{CertificateName, Rights};
@@ -164,9 +165,9 @@ impl Config {
 }
 
 /// What is wrong with a file that holds a secret: nobody but its owner may have access.
-fn check_secret_file(path: &Path) -> Result<(), String> {
+fn check_secret_file(path: &Path, within: Option<&Path>) -> Result<(), String> {
     let shown = path.display();
-    let file = fs::File::open(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    let file = open_file(path, within).map_err(|error| format!("cannot read {shown}: {error}"))?;
     let metadata = file
         .metadata()
         .map_err(|error| format!("cannot read {shown}: {error}"))?;
@@ -235,6 +236,7 @@ fn read_config(files: &[ConfigFile], mistakes: &Mistakes) -> Config {
     {
         config.watch_config = watch;
     }
+    let secrets_dir = secrets::read(owner(&mut roots, "inventory"));
     let defaults = read_defaults(owner(&mut roots, "defaults"));
     for root in &mut roots {
         for section in root
@@ -260,7 +262,10 @@ fn read_config(files: &[ConfigFile], mistakes: &Mistakes) -> Config {
         .instances
         .sort_by(|a, b| (&a.spec.name, &a.place).cmp(&(&b.spec.name, &b.place)));
     taken::find_clashes(&config.instances, mistakes);
-    config.defaults = Defaults(defaults);
+    config.defaults = Defaults {
+        settings: defaults,
+        secrets_dir,
+    };
     config
 }
 

@@ -25,6 +25,8 @@ pub struct MuxConfig {
     pub rights: Rights,
     /// The file with what they must say first; only its owner may have access to it.
     pub password_file: Option<PathBuf>,
+    /// Files that are named under this directory must really be there.
+    pub files_within: Option<PathBuf>,
     /// What happens to those that come while the daemon is away.
     pub away: Away,
 }
@@ -123,8 +125,9 @@ impl MuxTemplate {
         };
         let password_file = match text(&self.password_file)?.zip(self.password_file.as_ref()) {
             None => None,
-            Some((file, template)) => Some(template.resolve(&file, mistakes)?),
+            Some((file, template)) => Some(template.file(&file, values, mistakes)?),
         };
+        let has_files = password_file.is_some() || matches!(address, MuxAddress::Tls(..));
         Some(MuxConfig {
             address,
             rights: Rights {
@@ -132,6 +135,7 @@ impl MuxTemplate {
                 others,
             },
             password_file,
+            files_within: has_files.then(|| values.files.directory()).flatten(),
             away: self.away,
         })
     }

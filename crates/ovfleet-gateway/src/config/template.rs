@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use super::secrets::FileRule;
+
 /// A string with placeholders. `{{` and `}}` stand for single braces.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Template(Vec<Piece>);
@@ -36,6 +38,8 @@ pub(crate) struct Values<'a> {
     pub(crate) stem: Option<&'a str>,
     pub(crate) port: Option<&'a str>,
     pub(crate) labels: Option<&'a BTreeMap<String, String>>,
+    /// Which files may be named.
+    pub(crate) files: FileRule,
 }
 
 impl Template {
@@ -98,6 +102,16 @@ impl Template {
             }
         }
         Ok(text)
+    }
+}
+
+impl Template {
+    /// What is filled in for the placeholders.
+    pub(super) fn filled_in<'a>(&'a self, values: &'a Values<'_>) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter_map(|piece| match piece {
+            Piece::Text(_) => None,
+            Piece::Place(placeholder) => placeholder.value(values),
+        })
     }
 }
 

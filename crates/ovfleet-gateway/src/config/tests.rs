@@ -2,7 +2,7 @@
 
 mod mux;
 
-use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
 
 use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, TlsConfig};
 use tempfile::TempDir;
@@ -424,7 +424,7 @@ mxu = []
 "#;
     assert_eq!(
         errors(text),
-        r#"main.toml:1: nmae: unknown key; known here: defaults, discover, include, instance, journal, limits, listen, name, state_dir, watch_config
+        r#"main.toml:1: nmae: unknown key; known here: defaults, discover, include, instance, inventory, journal, limits, listen, name, state_dir, watch_config
 main.toml:2: state_dir: must be a string, not a whole number
 main.toml:4: listen.grpc: 0.0.0.0:7600 would be plaintext beyond loopback: add tls = { cert, key, client_ca }
 main.toml:4: listen.grpc.tls.key: this key is required

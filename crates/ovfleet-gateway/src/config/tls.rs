@@ -57,7 +57,10 @@ impl TlsTemplate {
         let path = |template: &Option<Templated>| -> Option<Option<PathBuf>> {
             match template {
                 None => Some(None),
-                Some(template) => template.path(values, mistakes).map(Some),
+                Some(template) => {
+                    let text = template.require(values, mistakes)?;
+                    template.file(&text, values, mistakes).map(Some)
+                }
             }
         };
         let pin = match &self.pin {

@@ -461,6 +461,72 @@ mod tests {
         assert!(merge(&["colour"]).is_err());
     }
 
+    /// Whoever may define instances must not name any file of the host: what is in it is sent where the instance is.
+    #[test]
+    fn files_are_named_under_one_directory() {
+        let named = |path: &str| InstanceDefinition {
+            password_file: path.to_owned(),
+            ..definition()
+        };
+        let told = |definition: &InstanceDefinition, secrets_dir: Option<&str>| {
+            let defaults = Defaults::with_secrets_dir(secrets_dir);
+            let violations = build(definition, &defaults).err().unwrap_or_default();
+            let told = violations.into_iter();
+            told.map(|it| (it.field, it.description)).next()
+        };
+        let dir = Some("/etc/ovfleet/secrets");
+        for path in [
+            "/etc/ovfleet/secrets/eu1",
+            "/etc/ovfleet/secrets/{label.region}/{name}.pw",
+        ] {
+            assert_eq!(told(&named(path), dir), None, "{path}");
+        }
+        for path in [
+            "/etc/shadow",
+            "/etc/ovfleet/secrets/../ovfleet.key",
+            "/etc/ovfleet/secrets-of-others/x",
+            "/etc/ovfleet/{label.region}",
+        ] {
+            let (field, words) = told(&named(path), dir).unwrap();
+            assert_eq!(field, "instance.password_file", "{path}");
+            assert!(words.contains("secrets_dir"), "{words}");
+        }
+        let (_, words) = told(&named("/etc/ovfleet/secrets/eu1"), None).unwrap();
+        assert!(words.contains("secrets_dir under [inventory]"), "{words}");
+        let tls = InstanceDefinition {
+            address: "tls:host:7505".to_owned(),
+            tls: Some(ManagementTls {
+                ca: "/etc/ovfleet/secrets/ca.crt".to_owned(),
+                cert: "/etc/ovfleet/secrets/own.crt".to_owned(),
+                key: "/etc/ssl/private/host.key".to_owned(),
+                ..ManagementTls::default()
+            }),
+            ..definition()
+        };
+        assert_eq!(told(&tls, dir).unwrap().0, "instance.tls.key");
+        let mux = |password_file: &str, tls: Option<MuxTls>| InstanceDefinition {
+            mux: vec![MuxSocket {
+                address: match tls {
+                    None => "tcp:127.0.0.1:7505".to_owned(),
+                    Some(_) => "tls:0.0.0.0:7505".to_owned(),
+                },
+                password_file: password_file.to_owned(),
+                tls,
+                ..MuxSocket::default()
+            }],
+            ..definition()
+        };
+        let (field, _) = told(&mux("/etc/shadow", None), dir).unwrap();
+        assert_eq!(field, "instance.mux.password_file");
+        let tls = MuxTls {
+            cert: "/etc/ovfleet/secrets/own.crt".to_owned(),
+            key: "/etc/ssl/private/host.key".to_owned(),
+            client_ca: "/etc/ovfleet/secrets/ca.crt".to_owned(),
+        };
+        let (field, _) = told(&mux("", Some(tls)), dir).unwrap();
+        assert_eq!(field, "instance.mux.tls.key");
+    }
+
     /// A key of the configuration that the API does not have would be lost on whoever moves an instance there.
     #[test]
     fn every_field_reaches_its_key() {
@@ -527,7 +593,8 @@ password_file = "/pw/mux"
 policy = "operator"
 "#;
         assert_eq!(written, wanted);
-        let instance = build(&everything, &Defaults::default()).unwrap();
+        let defaults = Defaults::with_secrets_dir(Some("/pw"));
+        let instance = build(&everything, &defaults).unwrap();
         assert_eq!(instance.spec.session.dial_in.mode, 0o600);
         assert_eq!(instance.spec.session.clients_max, 7);
         let socket = "unix:/run/mux/eu1.sock";

@@ -19,4 +19,4 @@ pub(crate) use bind::{UnixSocket, bind_tcp, bind_unix};
 pub use inherited::{InheritError, InheritedSockets};
 pub(crate) use serve::GrpcService;
 pub use tls::TlsError;
-pub(crate) use tls::load as load_tls;
+pub(crate) use tls::{load as load_tls, load_within as load_tls_within};

@@ -1,12 +1,12 @@
 //! TLS of a listener, from PEM files.
 
 use std::{
-    fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use openvpn_session::open_file;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -67,13 +67,22 @@ pub(crate) fn load(
     files: &TlsFiles,
     protocol: Option<&[u8]>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
+    load_within(files, protocol, None)
+}
+
+/// The same with files that must be where they seem to be, see [`open_file`].
+pub(crate) fn load_within(
+    files: &TlsFiles,
+    protocol: Option<&[u8]>,
+    within: Option<&Path>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let TlsFiles {
         cert,
         key,
         client_ca,
     } = files;
-    let chain = certificates(cert)?;
-    let pem = read(key)?;
+    let chain = certificates(cert, within)?;
+    let pem = read(key, within)?;
     let private_key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::Pem {
         path: key.clone(),
         what: "private key",
@@ -95,7 +104,7 @@ pub(crate) fn load(
                 reason,
             };
             let mut roots = RootCertStore::empty();
-            for authority in certificates(path)? {
+            for authority in certificates(path, within)? {
                 roots
                     .add(authority)
                     .map_err(|cause| error(cause.to_string()))?;
@@ -115,8 +124,11 @@ pub(crate) fn load(
     Ok(Arc::new(config))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = read(path)?;
+fn certificates(
+    path: &Path,
+    within: Option<&Path>,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(path, within)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match found {
         Ok(chain) if !chain.is_empty() => Ok(chain),
@@ -127,10 +139,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+fn read(path: &Path, within: Option<&Path>) -> Result<Vec<u8>, TlsError> {
     let read = || {
         let mut pem = Vec::new();
-        File::open(path)?
+        open_file(path, within)?
             .take(PEM_BYTES_MAX + 1)
             .read_to_end(&mut pem)?;
         if u64::try_from(pem.len()).is_ok_and(|length| length > PEM_BYTES_MAX) {

@@ -16,7 +16,7 @@ use rusqlite::ErrorCode;
 use super::open::is_damage;
 
 /// How long a change waits for the disk before it is refused.
-pub(crate) const WRITE_WAIT_MAX: Duration = Duration::from_millis(600);
+pub(crate) const WRITE_WAIT_MAX: Duration = Duration::from_millis(800);
 
 /// What is written to ask a file system what it has against it.
 const PROBE_NAME: &str = "probe";

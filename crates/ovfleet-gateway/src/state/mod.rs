@@ -1,7 +1,7 @@
 //! What outlives the process: one SQLite file in the state directory, written by one thread.
 //!
 //! ```text
-//! callers ── write(job), at most 600 ms ──► queue ──► thread "state" ──► state.db
+//! callers ── write(job), at most 800 ms ──► queue ──► thread "state" ──► state.db
 //! callers ── read(job) ──► one of a few read-only connections, where blocking is allowed
 //! ```
 //!
