@@ -14,6 +14,7 @@ use ovfleet_tests::{
     Api, Client, GatewayConfig, InstanceConfig, Management, Server,
     api::{by_name, named, timed},
     poll_until,
+    random::soak,
 };
 
 use super::{
@@ -27,15 +28,18 @@ pub(super) const SOON: Duration = Duration::from_secs(15);
 const NAMED: Duration = Duration::from_secs(60);
 /// A call that concerns healthy daemons only.
 const UNDISTURBED: Duration = Duration::from_secs(2);
-/// A daemon that greets at all has its manager by then, also on a busy machine.
-const ATTACHED: Duration = Duration::from_secs(10);
+/// A daemon that can be attached to has its manager by then.
+const ATTACHED: Duration = Duration::from_secs(5);
+/// The same where it may have broken the protocol before, and is dialled after up to 30 s.
+const ATTACHED_AGAIN: Duration = Duration::from_secs(35);
 /// Forty evil daemons are no reason to use more than this.
 const MEMORY_MAX_KIB: u64 = 400 * 1024;
 
 /// Lets clients connect before the gateway's eyes, where the daemon has eyes for either.
 pub(super) async fn provoke(daemon: &Daemon) {
     // Some greet nobody, and some are past serving anybody.
-    let _ = tokio::time::timeout(ATTACHED, daemon.wait_attached()).await;
+    let patience = if soak() { ATTACHED_AGAIN } else { ATTACHED };
+    let _ = tokio::time::timeout(patience, daemon.wait_attached()).await;
     for number in 0..5 {
         let client = ClientSpec::new(format!("provoker {number}"));
         let _ = daemon.connect(client).await;
