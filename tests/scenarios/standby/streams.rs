@@ -172,7 +172,8 @@ async fn streams_go_on_at_the_standby() -> Result<()> {
         "{rounds} changes, {} clients: {DAEMONS} instances attached within {slowest:?}",
         fleet.clients
     );
-    ensure!(slowest <= TAKEN_OVER, "{slowest:?}");
+    // Twenty at once, on processors that are busy: what one takes is measured where there are two.
+    ensure!(slowest <= 2 * TAKEN_OVER, "{slowest:?}");
     Ok(())
 }
 
