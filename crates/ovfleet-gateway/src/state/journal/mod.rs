@@ -103,7 +103,8 @@ impl EventStore {
     /// Ends the run in order: everything is on disk.
     pub(crate) async fn end(&self, last: u64) -> Result<(), WriteError> {
         let run = self.0.start.run;
-        let ending = self.0.state.write(move |transaction| {
+        // A slow disk is no reason to pass for a crash, which would be a gap for everybody.
+        let ending = self.0.state.write_patiently(move |transaction| {
             transaction.execute(
                 "UPDATE runs SET last = ?2 WHERE run = ?1",
                 (run.0.cast_signed(), last.cast_signed()),
