@@ -33,9 +33,9 @@ const CAME_AND_WENT: usize = 2_000;
 /// What an evil daemon may cost.
 const EACH_KIB: u64 = 2 * 1024;
 /// What a huge status may while it is read: 20,000 rows are kept of it, once as they came and once as the table.
-const ROWS_KIB: u64 = EACH_KIB + 14 * 1024;
+const ROWS_KIB: u64 = EACH_KIB + 32 * 1024;
 /// What of it the allocator may keep: pieces with something in them that is still needed.
-const ROWS_KEPT_KIB: u64 = EACH_KIB + 6 * 1024;
+const ROWS_KEPT_KIB: u64 = ROWS_KIB;
 /// What it took is given back by then, once the daemon has no more of them.
 const FREED: Duration = Duration::from_secs(10);
 /// A status of a million rows is read by then, also on a busy machine.
