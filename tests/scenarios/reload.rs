@@ -1,6 +1,11 @@
 //! The configuration is read again: all of it or nothing, and only what changed is touched.
 
-use std::{fs, os::unix::net::UnixDatagram, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::{fs::symlink, net::UnixDatagram},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
@@ -321,6 +326,88 @@ async fn a_service_manager_hears_of_a_reload() -> Result<()> {
         ensure!(since > 0, "{reloading}");
         let ready = told(&manager, "READY=1\n").await?;
         ensure!(ready.contains("STATUS=serving on"), "{ready}");
+    }
+    Ok(())
+}
+
+/// Two instances that change places must both end up where they belong, and neither in the other's way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_instances_change_places() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let daemons = daemons(&directory, 3).await?;
+    let (gateway, mut api) = gateway(&daemons, false).await?;
+    edit(&gateway.config_path(), |instances| {
+        let address = |number: usize| toml::Value::from(daemons[number].address().to_string());
+        for (number, other) in [(0, 1), (1, 0)] {
+            if let Some(table) = instances[number].as_table_mut() {
+                table.insert("address".to_owned(), address(other));
+            }
+        }
+    })?;
+    let reload = ReloadRequest::default();
+    let response = api.inventory.reload(timed(reload)).await?.into_inner();
+    let changed: Vec<_> = response.changed.iter().map(|change| &change.name).collect();
+    ensure!(
+        changed == ["i000", "i001"] && response.untouched == 1,
+        "{response:?}"
+    );
+    api.wait_attached().await?;
+    for (number, other) in [(0, 1), (1, 0), (2, 2)] {
+        let name = daemons[number].name();
+        let instances = api.instances().await?.into_iter();
+        let mut specs = instances.filter_map(|instance| instance.spec);
+        let spec = specs.find(|spec| spec.name == name).context("it is gone")?;
+        ensure!(
+            spec.address == daemons[other].address().to_string(),
+            "{spec:?}"
+        );
+    }
+    // Each daemon has one session, and says so itself.
+    for (daemon, sessions) in daemons.iter().zip([2, 2, 1]) {
+        poll_until("the session of the other", SOON, async || {
+            Ok((daemon.is_attached() && daemon.sessions() == sessions).then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// A configuration that is swapped as Kubernetes does, by the link of its directory, is a changed one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swapped_link_is_a_changed_file() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let daemons = daemons(&directory, 2).await?;
+    let (gateway, mut api) = gateway(&daemons, true).await?;
+    let log = api.follow().await?;
+    let path = gateway.config_path();
+    let beside = |name: &str| path.with_file_name(name);
+    let name = path.file_name().context("no name")?;
+    // ovfleet.toml -> ..data/ovfleet.toml, ..data -> ..1
+    fs::create_dir(beside("..1"))?;
+    fs::copy(&path, beside("..1").join(name))?;
+    symlink("..1", beside("..data"))?;
+    symlink(Path::new("..data").join(name), beside("link"))?;
+    fs::rename(beside("link"), &path)?;
+    for number in 2..4 {
+        let version = format!("..{number}");
+        fs::create_dir(beside(&version))?;
+        let copy = beside(&version).join(name);
+        fs::copy(&path, &copy)?;
+        edit(&copy, |instances| {
+            if let Some(table) = instances[0].as_table_mut() {
+                table.insert("status_interval".to_owned(), format!("{number}0s").into());
+            }
+        })?;
+        symlink(&version, beside("..data_tmp"))?;
+        fs::rename(beside("..data_tmp"), beside("..data"))?;
+        poll_until("the swap to be seen", SOON, async || {
+            let reloads = log.events().into_iter();
+            let reloads = reloads
+                .filter(|event| event.kind == "gateway.config")
+                .count();
+            Ok((reloads == number - 1).then_some(()))
+        })
+        .await?;
     }
     Ok(())
 }
