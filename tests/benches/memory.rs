@@ -17,8 +17,6 @@ const CLIENTS_PER_DAEMON: usize = 5_000;
 const JOURNAL: &str = "1MiB";
 /// How often whole tables are asked for while rows are measured.
 const STATUS_INTERVAL: &str = "3s";
-/// As in `deploy/ovfleet.service`: without it, glibc keeps what reading a table took.
-const THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "65536");
 /// A probe is sent every 10 s, give or take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 const TABLES_TIMEOUT: Duration = Duration::from_secs(60);
@@ -89,13 +87,6 @@ async fn rows() -> Result<()> {
     let name = format!("{rows} clients that were there before it");
     let read = memory_of_rows(config(), &daemons).await?;
     print(&name, read, Some((empty, rows)));
-    let (variable, value) = THRESHOLD;
-    let read = memory_of_rows(config().environment(variable, value), &daemons).await?;
-    print(
-        &format!("  the same, {variable}={value}"),
-        read,
-        Some((empty, rows)),
-    );
     Ok(())
 }
 
