@@ -255,7 +255,7 @@ pub(crate) fn unreachable(instance: &Instance, now: SystemTime) -> Option<v1::Un
 }
 
 /// An instance that is attached and did not answer, and `None` for one that is not attached: it is
-/// [`unreachable`] by itself.
+/// [`unreachable()`] by itself.
 pub(crate) fn unanswered(
     instance: &Instance,
     message: String,
