@@ -57,8 +57,8 @@ const TO_THE_FIRST_VERSION: &str = "
 ";
 /// Kills under way in each life of a gateway.
 const KILLS: usize = 6;
-/// The gateway comes to its failpoint by then.
-const DIES: Duration = Duration::from_secs(20);
+/// The gateway comes to its failpoint by then, also on a machine that is busy with much else.
+const DIES: Duration = Duration::from_secs(60);
 /// From its start to the first answer: a tenth of a second is usual.
 const SERVES: Duration = Duration::from_secs(2);
 /// The share of starts, in percent, that may take longer where much else is tested at the same time.
