@@ -36,7 +36,7 @@ const EACH_KIB: u64 = 2 * 1024;
 const ROWS_KIB: u64 = EACH_KIB + 20 * 1024;
 /// What it took is given back by then, once the daemon has no more of them.
 const FREED: Duration = Duration::from_secs(10);
-/// A status of a million rows is read by then, also on a busy machine.
+/// A status of 300,000 rows is read by then, also on a busy machine.
 const READ: Duration = Duration::from_secs(60);
 /// In the gate, where other tests run too.
 const UNDISTURBED: Duration = Duration::from_secs(2);

@@ -24,7 +24,7 @@ use super::{
 
 /// A new client is known as soon as its daemon says so; this covers a busy machine.
 pub(super) const SOON: Duration = Duration::from_secs(15);
-/// A slot without a greeting counts as busy after 5 s; a million rows take longer on a busy machine.
+/// A slot without a greeting counts as busy after 5 s; 300,000 rows take longer on a busy machine.
 const NAMED: Duration = Duration::from_secs(60);
 /// A call that concerns healthy daemons only.
 const UNDISTURBED: Duration = Duration::from_secs(2);
