@@ -30,7 +30,7 @@ async fn wait_streams(gateway: &Gateway, count: usize) -> Result<()> {
 /// and what lies before and behind its end is told once and in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_go_on_where_they_were_when_a_gateway_ended_in_order() -> Result<()> {
-    let (rounds, facts) = if soak() { (20, 5_000) } else { (3, 400) };
+    let (rounds, facts) = if soak() { (20, 2_000) } else { (3, 400) };
     let mut random = Random::seeded("restarts");
     let started = Instant::now();
     // So little disk that a flood of log lines does not fit.

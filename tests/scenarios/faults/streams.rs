@@ -552,7 +552,7 @@ pub(super) async fn read(mut api: Api, mut caller: Caller, mut random: Random) -
 /// Every reader is told each fact it asked for, once, in order, or of the hole first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_keep_their_promises_through_cuts_floods_and_a_crash() -> Result<()> {
-    let (rounds, facts) = if soak() { (20, 5_000) } else { (4, 600) };
+    let (rounds, facts) = if soak() { (20, 2_000) } else { (4, 600) };
     let mut random = Random::seeded("streams");
     let started = Instant::now();
     let mut fleet = Fleet::start(EVENTS_MAX, None).await?;
