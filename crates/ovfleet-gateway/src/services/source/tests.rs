@@ -227,7 +227,10 @@ impl Caller {
             _ => {
                 assert!(!self.replaced);
                 let place = place.max(self.next);
-                let mut is_true = self.since.is_some();
+                // The gap of a crash, which is everybody's, may be what was thrown away.
+                let mut crashes = truth.crashes.iter().map(|start| truth.behind(*start));
+                let is_of_crash = gap.class.is_none() && crashes.any(|at| at >= place);
+                let mut is_true = self.since.is_some() || is_of_crash;
                 for class in classes {
                     let first = first_of(truth, class, place);
                     is_true |= (place..first).any(|at| {
@@ -251,7 +254,13 @@ impl Caller {
         let is_missing =
             |at: &usize| !truth.kept.contains(*at) && self.wish.may_want(&truth.facts[*at].what);
         let last_missing = (0..truth.facts.len()).rev().find(is_missing);
-        let crash = truth.crashes.last().map_or(0, |start| truth.behind(*start));
+        // After a crash everybody is told, but who asks for what there cannot be, such as a client's name in what is not
+        // of clients.
+        let asks_for_something = EventClass::ALL
+            .iter()
+            .any(|class| self.filter.wants_class(*class));
+        let crash = truth.crashes.last().filter(|_| asks_for_something);
+        let crash = crash.map_or(0, |start| truth.behind(*start));
         let expected = last_missing.map_or(0, |at| at + 1).max(crash);
         assert_eq!(
             truth.behind(oldest.sequence),
