@@ -16,6 +16,7 @@ use tokio::{
     net::TcpStream,
 };
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     claim::Claim,
@@ -513,7 +514,12 @@ impl Gateway {
     async fn wait_ready(&mut self) -> Result<()> {
         poll_until("the gateway to answer", READY_TIMEOUT, async || {
             self.process.expect_running()?;
-            Ok(self.channel().await.ok())
+            // Its socket takes connections, and what is said on them, before there is anybody to answer.
+            let Ok(channel) = self.channel().await else {
+                return Ok(None);
+            };
+            let mut health = HealthClient::new(channel);
+            Ok(health.check(HealthCheckRequest::default()).await.ok())
         })
         .await
         .with_context(|| self.process.tail())?;

@@ -16,40 +16,59 @@ use crate::instance::Instance;
 const RESTART_DELAY: Duration = Duration::from_millis(250);
 
 /// Keeps one instance's session until cancelled; one that panics is begun anew, alone.
-pub(crate) async fn keep_session<O: Observer + Clone>(
+///
+/// The session exists when this returns, so calls find it, and a daemon may dial in that is started from here on: it would
+/// end if nobody listened.
+pub(crate) fn keep_session<O: Observer + Clone>(
     instance: Arc<Instance>,
     observer: O,
     pacer: Arc<Pacer>,
     cancel: CancellationToken,
-) {
-    loop {
-        let config = Arc::clone(&instance.spec().session);
-        let (handle, session) = Session::new(config, observer.clone(), Arc::clone(&pacer));
-        instance.set_handle(handle);
-        let run = AssertUnwindSafe(session.run(cancel.clone()));
-        if run.catch_unwind().await.is_ok() {
-            return;
-        }
-        instance.count_panic();
-        error!("the session's task panicked; it is begun anew");
-        // What a session says when it ends, it could not say.
-        let mut observer = observer.clone();
-        let reason = "the session failed and is begun anew".to_owned();
-        if instance.with_table(|table| table.memory.is_greeted()) {
-            let reason = reason.clone();
-            observer.observe(Observation::Detached { reason }, Moment::now());
-        }
-        let change = ConditionChange {
-            condition: Condition::Connecting,
-            reason,
-            next_attempt: None,
-        };
-        observer.observe(Observation::Condition(change), Moment::now());
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = sleep(RESTART_DELAY) => {}
+) -> impl Future<Output = ()> {
+    let mut session = new_session(&instance, &observer, &pacer);
+    async move {
+        loop {
+            let run = AssertUnwindSafe(session.run(cancel.clone()));
+            if run.catch_unwind().await.is_ok() {
+                return;
+            }
+            tell_panic(&instance, observer.clone());
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = sleep(RESTART_DELAY) => {}
+            }
+            session = new_session(&instance, &observer, &pacer);
         }
     }
+}
+
+/// The instance's session, not yet begun.
+fn new_session<O: Observer + Clone>(
+    instance: &Instance,
+    observer: &O,
+    pacer: &Arc<Pacer>,
+) -> Session<O> {
+    let config = Arc::clone(&instance.spec().session);
+    let (handle, session) = Session::new(config, observer.clone(), Arc::clone(pacer));
+    instance.set_handle(handle);
+    session
+}
+
+/// Tells what a session that panicked could not say itself.
+fn tell_panic(instance: &Instance, mut observer: impl Observer) {
+    instance.count_panic();
+    error!("the session's task panicked; it is begun anew");
+    let reason = "the session failed and is begun anew".to_owned();
+    if instance.with_table(|table| table.memory.is_greeted()) {
+        let reason = reason.clone();
+        observer.observe(Observation::Detached { reason }, Moment::now());
+    }
+    let change = ConditionChange {
+        condition: Condition::Connecting,
+        reason,
+        next_attempt: None,
+    };
+    observer.observe(Observation::Condition(change), Moment::now());
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub struct Session<O> {
     backoff: Backoff,
     /// Times in a row that the daemon took our call and no session came of it.
     fruitless: u32,
-    /// Where the daemon dials in, once that is open; stays so between two sessions.
+    /// Where the daemon dials in, unless that could not be opened; stays open between two sessions.
     door: Option<Door>,
 }
 
@@ -66,7 +66,11 @@ enum Aftermath {
 }
 
 impl<O: Observer> Session<O> {
-    /// A session that has not begun, and the handle to it.
+    /// A session that has not begun, and the handle to it. A daemon may dial in from here on: it waits for
+    /// [`run`](Self::run).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, when the daemon is to dial in.
     #[must_use]
     pub fn new(
         config: impl Into<Arc<SessionConfig>>,
@@ -78,13 +82,18 @@ impl<O: Observer> Session<O> {
             Arc::make_mut(&mut config).disconnect = DisconnectPolicy::Destructive;
         }
         let (handle, mailbox) = SessionHandle::new();
+        // A daemon that finds nobody listening ends. What keeps us from listening is told by the task, which tries again.
+        let door = match config.address.is_dial_in() {
+            true => Door::open(&config.address, &config.dial_in).ok(),
+            false => None,
+        };
         let session = Self {
             config,
             report: Report::new(observer, mailbox),
             pacer,
             backoff: Backoff::default(),
             fruitless: 0,
-            door: None,
+            door,
         };
         (handle, session)
     }

@@ -1,6 +1,9 @@
 //! Instances that join, change and leave.
 
+use std::os::unix::net::UnixStream;
+
 use openvpn_fleet::{Condition, InstanceSpec, Labels, Selector};
+use openvpn_session::{Address, SessionConfig};
 use openvpn_simulator::ClientSpec;
 
 use crate::lab::{Lab, until, until_clients};
@@ -65,6 +68,18 @@ async fn a_name_clash_changes_nothing() {
         .await;
     assert_eq!(clash.expect_err("a clash").instance.as_str(), "a");
     assert!(lab.fleet.instances().is_empty());
+}
+
+/// A daemon that is to dial in, and finds nobody at its address, ends: whoever was told that the instance exists may start
+/// it. One thread, so that no task can run between the two.
+#[tokio::test]
+async fn an_instance_that_exists_can_be_dialled_in_at() {
+    let lab = Lab::new();
+    let path = lab.directory.path().join("dial-in.sock");
+    let mut spec = lab.spec("a");
+    spec.session = SessionConfig::new(Address::ListenUnix(path.clone())).into();
+    lab.fleet.set_instances(vec![spec]).await.expect("no clash");
+    UnixStream::connect(&path).expect("somebody listens");
 }
 
 /// A paused instance that was dialled once more would take the slot from whoever it was paused for.
