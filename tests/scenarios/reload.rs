@@ -230,6 +230,15 @@ async fn a_broken_file_leaves_the_old_one_in_force() -> Result<()> {
             .ends_with(&format!("ovfleet.toml:{line}"))
     );
     ensure!(identities(&mut api).await? == before);
+    // By the changed file and by the caller.
+    ensure_metrics(
+        &gateway,
+        &[
+            "last_reload_successful 0",
+            "reloads_total{result=\"refused\"} 2",
+        ],
+    )
+    .await?;
 
     // What takes a restart is told, and not half done.
     let address = daemons[4].address();
@@ -248,6 +257,24 @@ async fn a_broken_file_leaves_the_old_one_in_force() -> Result<()> {
     })
     .await?;
     ensure!(identities(&mut api).await?[..4] == before[..]);
+    ensure_metrics(
+        &gateway,
+        &[
+            "last_reload_successful 1",
+            "reloads_total{result=\"taken\"} 1",
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The metrics of the configuration say so.
+async fn ensure_metrics(gateway: &Gateway, wanted: &[&str]) -> Result<()> {
+    let (_, metrics) = gateway.http_get("/metrics").await?;
+    for line in wanted {
+        let line = format!("ovfleet_config_{line}\n");
+        ensure!(metrics.contains(&line), "no {line:?} in {metrics}");
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use prometheus_client::{
 
 use crate::{
     idle::Activity,
+    inventory::Reloads,
     listen::Admission,
     mux::MuxFigures,
     services::Context,
@@ -76,6 +77,7 @@ impl Collector for Sampler {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let fleet = &self.context.fleet;
         gateway(&mut encoder, fleet)?;
+        config(&mut encoder, self.context.inventory.reloads())?;
         instances(&mut encoder, &samples(fleet))?;
         journal(&mut encoder, fleet)?;
         actions(&mut encoder, fleet)?;
@@ -135,6 +137,16 @@ fn gateway(encoder: &mut DescriptorEncoder<'_>, fleet: &Fleet) -> fmt::Result {
     encoder
         .encode_descriptor("gateway", "This gateway", None, MetricType::Info)?
         .encode_info(&labels)
+}
+
+fn config(encoder: &mut DescriptorEncoder<'_>, reloads: Reloads) -> fmt::Result {
+    let help = "Times that the configuration was read again, by what became of it";
+    let mut metric = counter(encoder, "config_reloads", help, None)?;
+    count(&mut metric, &[("result", "taken")], reloads.taken)?;
+    count(&mut metric, &[("result", "refused")], reloads.refused)?;
+    let help = "Whether what was read last is in force: 0, the old configuration had to stay";
+    gauge(encoder, "config_last_reload_successful", help, None)?
+        .encode_gauge(&u64::from(!reloads.is_last_refused))
 }
 
 fn samples(fleet: &Fleet) -> Vec<Sample> {

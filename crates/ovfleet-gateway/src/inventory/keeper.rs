@@ -12,8 +12,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    AsideReason, Done, Inventory, InventoryError, Order, Plan, REQUESTS_MAX, ReloadCause, Request,
-    View, Violation,
+    AsideReason, Done, Inventory, InventoryError, Order, Plan, REQUESTS_MAX, ReloadCause, Reloads,
+    Request, View, Violation,
     compose::{Composition, compose},
     files,
     plan::harm_of,
@@ -48,6 +48,7 @@ pub(crate) struct Keeper {
     present: Composition,
     requests: mpsc::Receiver<Request>,
     view: watch::Sender<Arc<View>>,
+    reloads: watch::Sender<Reloads>,
     /// What is watched of the files.
     watched: watch::Sender<Option<ConfigFiles>>,
     /// Kept for the task that watches the files.
@@ -68,9 +69,11 @@ impl Keeper {
         let runtime = Runtime::load(&registry, &config.defaults).await?;
         let (requests, received) = mpsc::channel(REQUESTS_MAX);
         let (view, seen) = watch::channel(Arc::default());
+        let (reloads, counted) = watch::channel(Reloads::default());
         let inventory = Inventory {
             requests,
             view: seen,
+            reloads: counted,
         };
         let sources = Sources::new(config.discover.clone(), &Sources::default());
         let mut keeper = Self {
@@ -86,6 +89,7 @@ impl Keeper {
             present: Composition::default(),
             requests: received,
             view,
+            reloads,
             inventory: inventory.clone(),
         };
         keeper.look().await;
@@ -430,6 +434,10 @@ impl Keeper {
     }
 
     fn report(&self, cause: &ReloadCause, plan: &Plan, passwords_tried: usize) {
+        self.reloads.send_modify(|reloads| {
+            reloads.taken += 1;
+            reloads.is_last_refused = false;
+        });
         let summary = plan.summary();
         for problem in &plan.problems {
             tracing::warn!("{problem}");
@@ -446,6 +454,10 @@ impl Keeper {
     }
 
     fn report_refusal(&self, cause: &ReloadCause, reason: &str) {
+        self.reloads.send_modify(|reloads| {
+            reloads.refused += 1;
+            reloads.is_last_refused = true;
+        });
         tracing::error!(%cause, reason, "configuration not read again: the old one stays in force");
         let message = format!(
             "configuration not read again for {cause}, the old one stays in force: {reason}"

@@ -39,6 +39,18 @@ const REQUESTS_MAX: usize = 64;
 pub(crate) struct Inventory {
     requests: mpsc::Sender<Request>,
     view: watch::Receiver<Arc<View>>,
+    reloads: watch::Receiver<Reloads>,
+}
+
+/// What became of reading the configuration again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reloads {
+    /// Times that what was read came into force.
+    pub(crate) taken: u64,
+    /// Times that it did not, and the old one stayed.
+    pub(crate) refused: u64,
+    /// The last one was refused: the files say something else than what is in force.
+    pub(crate) is_last_refused: bool,
 }
 
 /// What reads show beside the instances themselves.
@@ -144,6 +156,11 @@ impl Inventory {
         let sent = self.requests.send(request).await;
         sent.map_err(|_| InventoryError::ShuttingDown)?;
         done.await.unwrap_or(Err(InventoryError::ShuttingDown))
+    }
+
+    /// What became of reading the configuration again, up to now.
+    pub(crate) fn reloads(&self) -> Reloads {
+        *self.reloads.borrow()
     }
 
     /// Where an instance is defined, and what the API says of it.
