@@ -260,6 +260,12 @@ impl Client {
         .with_context(|| self.process.tail())
     }
 
+    /// What it said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+
     /// How often it has completed a connection.
     #[must_use]
     pub fn connections(&self) -> usize {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use ovfleet_proto::v1::{self, Condition, InstanceStatus, ListClientsRequest};
 use ovfleet_tests::{
-    Api, Client, Gateway, GatewayConfig, InstanceConfig, Management, Proto, Server,
+    Api, Client, Gateway, GatewayConfig, InstanceConfig, Management, Proto, Server, ServerBuilder,
     api::timed,
     chaos::{Chaos, Cut, Direction, Manner},
     poll_until,
@@ -42,11 +42,13 @@ pub(super) struct Point {
 
 impl Lab {
     pub(super) async fn start(name: &str, management: Management) -> Result<Self> {
+        Self::on(Server::builder(name).management(management)).await
+    }
+
+    /// One on such a daemon.
+    pub(super) async fn on(builder: ServerBuilder) -> Result<Self> {
         // Over TCP a client that is halted ends at once.
-        let builder = Server::builder(name)
-            .proto(Proto::Tcp)
-            .management(management);
-        let server = builder.start().await?;
+        let server = builder.proto(Proto::Tcp).start().await?;
         let victim = Client::builder(&server, "victim").connect().await?;
         let bystander = Client::builder(&server, "bystander").connect().await?;
         let chaos = Chaos::start(&server.address()).await?;

@@ -17,7 +17,7 @@ use ovfleet_tests::{
 
 use tonic::transport::Channel;
 
-use super::lab::Lab;
+use super::lab::{Lab, TRUE_AGAIN};
 
 /// Of calls to a daemon that is stopped.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -28,51 +28,89 @@ const NAMED: Duration = Duration::from_secs(25);
 const IN_THE_PIPE: Duration = Duration::from_secs(1);
 /// Silence of so long is nothing to speak of: a status takes as long on a busy host.
 const UNREMARKABLE: Duration = Duration::from_secs(4);
+/// Seconds for which clients bear a silence: longer than any stop.
+const PATIENCE: u32 = 120;
+/// What a client says that gives up a server that is silent, and connects again.
+const GIVEN_UP: &str = "Inactivity timeout (--ping-restart), restarting";
 const COMMAND: &str = "MANAGEMENT: CMD 'client-kill";
 
 /// A stopped daemon is named when it matters and not before, loses nobody, and what was tried
 /// on it meanwhile is told as it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_daemon_is_true_again_when_it_goes_on() -> Result<()> {
-    let stops = if soak() { &[3, 10, 60][..] } else { &[3, 10] };
-    let stop = async |seconds: u64| {
-        let mut lab = Lab::start(&format!("stop{seconds}"), Management::Unix).await?;
-        let sessions = lab.status().await?.sessions;
-        let for_long = Duration::from_secs(seconds);
-        lab.server.signal(Signal::STOP)?;
-        let stopped = Instant::now();
-        let watching = watch_silence(lab.api.clone(), lab.server.name(), stopped, for_long);
-        let trying = try_meanwhile(lab.api.clone(), lab.server.name(), stopped, for_long);
-        let (named_after, killed) = try_join(watching, trying).await?;
-        if for_long <= UNREMARKABLE {
-            ensure!(named_after.is_none(), "a false alarm after {named_after:?}");
-        }
-        lab.server.signal(Signal::CONT)?;
-        lab.wait_true().await?;
-        let status = lab.status().await?;
-        // It is the same daemon all the time, and its session is not given up for a silence.
-        ensure!(status.sessions == sessions, "{status:#?}");
-        ensure!(
-            lab.bystander.is_running()? && lab.bystander.connections() == 1,
-            "the other was hit"
-        );
-        ensure!(
-            killed == Outcome::Unknown || lab.victim.is_running()?,
-            "{killed:?}, and it is dead"
-        );
-        ensure!(
-            killed != Outcome::Confirmed,
-            "confirmed by a daemon that was stopped"
-        );
-        eprintln!(
-            "stopped for {seconds} s: named after {named_after:.1?}, kill {}, true again after {:.1?}",
-            killed.as_str_name(),
-            lab.slowest,
-        );
-        lab.check_log()
+    let stops = if soak() {
+        &[(3, PATIENCE), (10, PATIENCE), (60, PATIENCE), (60, 20)][..]
+    } else {
+        &[(3, PATIENCE), (10, PATIENCE)]
     };
-    try_join_all(stops.iter().map(|seconds| stop(*seconds))).await?;
+    try_join_all(stops.iter().map(|stop| stop_for(stop.0, stop.1))).await?;
     Ok(())
+}
+
+/// One stop, of a daemon whose clients give it up after so many seconds without a word.
+async fn stop_for(seconds: u64, patience: u32) -> Result<()> {
+    let name = format!("stop{seconds}of{patience}");
+    let mut lab = Lab::on(Server::builder(&name).keepalive(2, patience)).await?;
+    let before = lab.status().await?;
+    let rows = lab.server.status().await?.clients;
+    let victim = rows.values().find(|row| row.common_name == b"victim");
+    let victim = victim.context("no victim")?.cid;
+    let log = lab.server.log_end();
+    let for_long = Duration::from_secs(seconds);
+    lab.server.signal(Signal::STOP)?;
+    let stopped = Instant::now();
+    let watching = watch_silence(lab.api.clone(), &name, stopped, for_long);
+    let trying = try_meanwhile(lab.api.clone(), &name, stopped, for_long);
+    let (named_after, killed) = try_join(watching, trying).await?;
+    if for_long <= UNREMARKABLE {
+        ensure!(named_after.is_none(), "a false alarm after {named_after:?}");
+    }
+    lab.server.signal(Signal::CONT)?;
+    let went_on = Instant::now();
+    // Its file is of before the stop yet.
+    lab.server.fresh_status().await?;
+    lab.wait_true().await?;
+    let true_after = went_on.elapsed();
+    ensure!(true_after <= TRUE_AGAIN, "{true_after:?}");
+    // It is the same daemon all the time, and its session is not given up for a silence.
+    let status = lab.status().await?;
+    ensure!(status.sessions == before.sessions, "{status:#?}");
+
+    ensure!(
+        killed != Outcome::Confirmed,
+        "confirmed by a daemon that was stopped"
+    );
+    ensure!(
+        killed == Outcome::Unknown || lab.victim.is_running()?,
+        "{killed:?}, and it is dead"
+    );
+    let bystander = &mut lab.bystander;
+    if for_long >= Duration::from_secs(patience.into()) {
+        bystander.wait_connected(2).await?;
+    }
+    // Who was told to go ends, or has another reason for its second connection.
+    let given_up = bystander.log().matches(GIVEN_UP).count();
+    ensure!(
+        bystander.is_running()? && bystander.connections() == 1 + given_up,
+        "the other was hit: {}",
+        bystander.log()
+    );
+    // What was sent is in the daemon's log.
+    let sent = lab.server.log_count_since(log, COMMAND);
+    let to_victim = format!("{COMMAND} {victim} ");
+    let to_victim = lab.server.log_count_since(log, &to_victim);
+    let allowed = usize::from(is_sent(Some(killed)));
+    ensure!(
+        sent == to_victim && sent <= allowed,
+        "{killed:?}: {sent} sent, {to_victim} of them to client {victim}"
+    );
+    eprintln!(
+        "stopped for {seconds} s, given up after {patience} s: named after {named_after:.1?}, kill {}, \
+         {sent} sent, true again after {true_after:.1?}, the other connected {} times",
+        killed.as_str_name(),
+        lab.bystander.connections(),
+    );
+    lab.check_log()
 }
 
 /// Looks on while the daemon is stopped: nothing is said to have been heard of it, and it is named
