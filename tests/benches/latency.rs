@@ -1,5 +1,5 @@
-//! From a daemon's line to an event in a caller's hands, beside the same line through a
-//! raw relay of Unix sockets.
+//! From a daemon's line to an event in a caller's hands, with and without a state
+//! directory, beside the same line through a raw relay of Unix sockets.
 
 use std::{
     collections::HashMap,
@@ -55,17 +55,19 @@ struct Latencies {
     per_second: f64,
 }
 
+/// A way that lines go, and a daemon that writes them.
+struct Way<'a> {
+    name: &'static str,
+    daemon: &'a Daemon,
+    receipts: Arc<Receipts>,
+}
+
 pub(crate) async fn run(callers: &Handle) -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let daemons = fleet::start_daemons(directory.path(), 2).await?;
-    let [watched, relayed] = daemons.as_slice() else {
-        unreachable!("two were asked for");
+    let daemons = fleet::start_daemons(directory.path(), 3).await?;
+    let [relayed, watched, kept] = daemons.as_slice() else {
+        unreachable!("three were asked for");
     };
-
-    let gateway = fleet::config([watched]).start().await?;
-    fleet::wait_attached(&gateway, 1, 0).await?;
-    let socket = gateway.socket();
-    let received = callers.spawn(follow(socket)).await??;
 
     let sink = directory.path().join("sink");
     let relay_received = relay::receive(UnixListener::bind(&sink)?);
@@ -73,50 +75,84 @@ pub(crate) async fn run(callers: &Handle) -> Result<()> {
     let _relay = start_peer(&["relay", &source.to_string_lossy(), &sink.to_string_lossy()])?;
     relayed.wait_attached().await;
 
+    let in_memory = fleet::config([watched]).start().await?;
+    let state = directory.path().join("state").display().to_string();
+    let on_disk = fleet::config([kept])
+        .set("state_dir", state)
+        .start()
+        .await?;
+    for gateway in [&in_memory, &on_disk] {
+        fleet::wait_attached(gateway, 1, 0).await?;
+    }
+
+    let ways = [
+        Way {
+            name: "raw relay",
+            daemon: relayed,
+            receipts: relay_received,
+        },
+        Way {
+            name: "gateway",
+            daemon: watched,
+            receipts: callers.spawn(follow(in_memory.socket())).await??,
+        },
+        Way {
+            name: "gateway with a state_dir",
+            daemon: kept,
+            receipts: callers.spawn(follow(on_disk.socket())).await??,
+        },
+    ];
+
     println!(
         "a daemon's line -> event in a gRPC caller's hands, beside the same line through a raw"
     );
     println!("relay of two Unix sockets, read by lines; microseconds");
     println!(
-        "{:<34}{:>8}{:>10}{:>10}{:>12}{:>11}{:>11}{:>8}",
-        "", "events", "p50", "p99", "events/s", "relay p50", "relay p99", "p50 by"
+        "{:<34}{:>8}{:>10}{:>10}{:>12}{:>8}",
+        "", "events", "p50", "p99", "events/s", "p50 by"
     );
-    // In turn, so that a busy machine is busy for both.
-    let stamps = paced(&[watched, relayed], 2 * IDLE_PER_SECOND, IDLE_EVENTS).await?;
-    let [watched_stamps, relayed_stamps] = stamps.try_into().ok().context("two daemons")?;
-    let ours = received.latencies(&watched_stamps).await?;
-    let theirs = relay_received.latencies(&relayed_stamps).await?;
-    print(
-        &format!("{IDLE_PER_SECOND}/s: each at once"),
-        &ours,
-        &theirs,
-    );
+    // In turn, so that a busy machine is busy for all.
+    let speed = 3 * IDLE_PER_SECOND;
+    let stamps = paced(&ways.each_ref().map(|way| way.daemon), speed, IDLE_EVENTS).await?;
+    println!("{IDLE_PER_SECOND}/s: each at once");
+    print(&ways, stamps).await?;
 
-    let ours = received.latencies(&busy(watched).await?).await?;
-    let theirs = relay_received.latencies(&busy(relayed).await?).await?;
-    print(
-        &format!("{BUSY_PER_SECOND}/s: batches of up to 50 ms"),
-        &ours,
-        &theirs,
-    );
+    let mut stamps = Vec::with_capacity(ways.len());
+    for way in &ways {
+        stamps.extend(paced(&[way.daemon], BUSY_PER_SECOND, BUSY_EVENTS).await?);
+    }
+    println!("{BUSY_PER_SECOND}/s: batches of up to 50 ms");
+    print(&ways, stamps).await?;
 
-    let ours = received.latencies(&burst(watched).await?).await?;
-    let theirs = relay_received.latencies(&burst(relayed).await?).await?;
-    print("as fast as they are read", &ours, &theirs);
+    let mut stamps = Vec::with_capacity(ways.len());
+    for way in &ways {
+        let written = burst(way.daemon).await?;
+        // The next shall have the machine for itself.
+        way.receipts.wait(&written).await?;
+        stamps.push(written);
+    }
+    println!("as fast as they are read");
+    print(&ways, stamps).await?;
     println!();
     Ok(())
 }
 
-fn print(name: &str, ours: &Latencies, theirs: &Latencies) {
-    let [p50, p99] = [50, 99].map(|percent| micros(percentile(&ours.sorted, percent)));
-    let [relay_p50, relay_p99] =
-        [50, 99].map(|percent| micros(percentile(&theirs.sorted, percent)));
-    println!(
-        "{name:<34}{:>8}{p50:>10.0}{p99:>10.0}{:>12.0}{relay_p50:>11.0}{relay_p99:>11.0}{:>7.1}x",
-        ours.sorted.len(),
-        ours.per_second,
-        p50 / relay_p50,
-    );
+/// Prints a row for each way; the first is the floor of the others.
+async fn print(ways: &[Way<'_>], stamps: Vec<Stamps>) -> Result<()> {
+    let mut floor = None;
+    for (way, stamps) in ways.iter().zip(stamps) {
+        let latencies = way.receipts.latencies(&stamps).await?;
+        let [p50, p99] = [50, 99].map(|percent| micros(percentile(&latencies.sorted, percent)));
+        let floor = *floor.get_or_insert(p50);
+        println!(
+            "  {:<32}{:>8}{p50:>10.0}{p99:>10.0}{:>12.0}{:>7.1}x",
+            way.name,
+            latencies.sorted.len(),
+            latencies.per_second,
+            p50 / floor,
+        );
+    }
+    Ok(())
 }
 
 // ---- lines
@@ -136,11 +172,6 @@ async fn paced(daemons: &[&Daemon], per_second: u32, count: usize) -> Result<Vec
     Ok(stamps)
 }
 
-async fn busy(daemon: &Daemon) -> Result<Stamps> {
-    let stamps = paced(&[daemon], BUSY_PER_SECOND, BUSY_EVENTS).await?;
-    stamps.into_iter().next().context("one daemon")
-}
-
 async fn burst(daemon: &Daemon) -> Result<Stamps> {
     let report = daemon.burst(BURST_CLIENTS).await?;
     let kinds = [Kind::Established, Kind::Disconnected];
@@ -155,13 +186,18 @@ impl Receipts {
         self.lock().push((kind, cid, at));
     }
 
+    /// Waits until as many came as were written.
+    async fn wait(&self, stamps: &Stamps) -> Result<()> {
+        poll_until("the last event", ARRIVAL_TIMEOUT, async || {
+            Ok((self.lock().len() >= stamps.len()).then_some(()))
+        })
+        .await
+    }
+
     /// Waits until as many came as were written, then forgets them.
     async fn latencies(&self, stamps: &Stamps) -> Result<Latencies> {
-        let received = poll_until("the last event", ARRIVAL_TIMEOUT, async || {
-            let mut received = self.lock();
-            Ok((received.len() >= stamps.len()).then(|| std::mem::take(&mut *received)))
-        })
-        .await?;
+        self.wait(stamps).await?;
+        let received = std::mem::take(&mut *self.lock());
         let mut sorted = Vec::with_capacity(received.len());
         for (kind, cid, at) in &received {
             let written = stamps.get(&(*kind, *cid)).context("nobody wrote that")?;
