@@ -131,8 +131,9 @@ impl Engine {
             Misbehaviour::HugeStatus { rows } => Some(*rows),
             _ => None,
         });
+        let time_text = self.time_text(now);
         for row in 0..made_up.unwrap_or(0) {
-            let mut fields = self.client_fields(made_up_row(row, now.0, &self.time_text(now)));
+            let mut fields = self.client_fields(made_up_row(row, now.0, &time_text));
             self.spoil(&mut fields, lines.len());
             lines.push(fields.join(separator));
         }
