@@ -1,11 +1,14 @@
 //! What is known of one instance: its status, its clients, its routes.
 
-use std::collections::{BTreeMap, VecDeque};
+mod clients;
+
+use std::collections::VecDeque;
 use std::time::SystemTime;
 
 use openvpn_management::{Cid, ClientStatistics, DaemonState, Text};
 use openvpn_session::{Condition, HoldPolicy, Mode};
 
+pub(crate) use self::clients::Clients;
 use crate::apply::Memory;
 use crate::client::Client;
 use crate::event::DisconnectCause;
@@ -185,50 +188,6 @@ pub struct Table {
     pub(crate) memory: Memory,
 }
 
-/// Client rows by CID, with the number of half-open ones.
-#[derive(Debug, Default)]
-pub(crate) struct Clients {
-    // Boxed, because a tree's nodes are half empty and pointers are all that is wasted then.
-    rows: BTreeMap<Cid, Box<Client>>,
-    half_open: usize,
-}
-
-impl Clients {
-    pub(crate) fn get(&self, cid: Cid) -> Option<&Client> {
-        self.rows.get(&cid).map(Box::as_ref)
-    }
-
-    /// Not for changing whether it is half-open: put it in anew for that.
-    pub(crate) fn get_mut(&mut self, cid: Cid) -> Option<&mut Client> {
-        self.rows.get_mut(&cid).map(Box::as_mut)
-    }
-
-    pub(crate) fn insert(&mut self, client: Client) {
-        self.half_open += usize::from(client.half_open);
-        if let Some(old) = self.rows.insert(client.cid, Box::new(client)) {
-            self.half_open -= usize::from(old.half_open);
-        }
-    }
-
-    pub(crate) fn remove(&mut self, cid: Cid) -> Option<Box<Client>> {
-        let client = self.rows.remove(&cid)?;
-        self.half_open -= usize::from(client.half_open);
-        Some(client)
-    }
-
-    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Client> {
-        self.rows.values().map(Box::as_ref)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    pub(crate) fn take(&mut self) -> Self {
-        std::mem::take(self)
-    }
-}
-
 impl Table {
     pub(crate) fn new(
         gateway: GatewayName,
@@ -337,13 +296,13 @@ impl Table {
     /// How many clients are connected, half-open ones not counted.
     #[must_use]
     pub fn client_count(&self) -> usize {
-        self.clients.len() - self.clients.half_open
+        self.clients.len() - self.clients.half_open()
     }
 
     /// How many clients are half-open.
     #[must_use]
     pub fn half_open_count(&self) -> usize {
-        self.clients.half_open
+        self.clients.half_open()
     }
 
     /// The routes, in order of CID and address; those of unknown clients last.

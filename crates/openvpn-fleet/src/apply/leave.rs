@@ -87,29 +87,13 @@ impl Fold<'_> {
     pub(super) fn handle_sign(&mut self, line: &[u8]) -> bool {
         match sign(line) {
             None => return false,
-            // A scan, not an index: a daemon has a few thousand clients at the most, and they leave one at a time.
             Some(Sign::Client { prefix, cause }) => {
-                let found = self.table.clients.iter().find(|client| {
-                    let (name, address) = (client.common_name(), client.real_address());
-                    match prefix.strip_suffix(address) {
-                        Some(b"") => client.half_open,
-                        Some(rest) => rest.strip_suffix(b"/") == Some(name),
-                        None => false,
-                    }
-                });
-                if let Some(cid) = found.map(|client| client.cid) {
+                if let Some(cid) = self.table.clients.called(prefix) {
                     self.leaving(cid, cause);
                 }
             }
             Some(Sign::Name { common_name }) => {
-                let cids: Vec<_> = self
-                    .table
-                    .clients
-                    .iter()
-                    .filter(|client| !client.half_open && client.common_name() == common_name)
-                    .map(|client| client.cid)
-                    .collect();
-                for cid in cids {
+                for cid in self.table.clients.named(common_name) {
                     self.leaving(cid, DisconnectCause::Superseded);
                 }
             }

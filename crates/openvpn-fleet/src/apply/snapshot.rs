@@ -45,6 +45,7 @@ impl Fold<'_> {
                 shown.time().or_else(|| Some(unix_seconds(answered.wall)));
         }
         self.table.bump_status();
+        self.table.clients.forget_words();
         let is_complete = !shown.is_truncated() && status_is_whole(shown) && without_cid == 0;
         self.check_generation(shown);
 
