@@ -3,6 +3,11 @@
 //! Names and formats here are an interface that scripts rely on: add, do not
 //! rename.
 
+mod control;
+mod instance;
+mod inventory;
+mod read;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{
@@ -11,9 +16,24 @@ use clap::{
 };
 use clap_complete::Shell;
 
-use crate::definition::DefinitionArgs;
-use crate::selection::{FilterArgs, InstanceArgs};
-use crate::start::Start;
+pub(crate) use self::{
+    control::{KillArgs, Mode, SignalArgs, WaitFor},
+    instance::{
+        AnswerArgs, EchoArgs, ExecArgs, HistoryArgs, HoldArgs, HoldWord, InstancesOnlyArgs,
+        MuteArgs, PushUpdateArgs, VerbArgs,
+    },
+    inventory::{
+        InstanceAddArgs, InstanceCommand, InstancePauseArgs, InstanceRemoveArgs,
+        InstanceResumeArgs, InstanceSetArgs, ReloadArgs,
+    },
+    read::{
+        ActionsArgs, ClientsArgs, EventsArgs, InstancesArgs, RoutesArgs, Sort, SummaryArgs,
+        WatchArgs,
+    },
+};
+
+use crate::action::new_request_id;
+use crate::failure::Failure;
 use crate::value::duration;
 
 /// Watch and command many OpenVPN daemons as one fleet.
@@ -64,6 +84,26 @@ pub(crate) struct CallerArgs {
     /// No colours (also: the variable NO_COLOR, or an output that is no terminal)
     #[arg(long, global = true, help_heading = OUTPUT)]
     pub(crate) no_color: bool,
+}
+
+/// Makes a change repeatable.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RequestArgs {
+    /// An id of your own: the same command with the same id is carried out once
+    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
+    request_id: Option<String>,
+}
+
+impl RequestArgs {
+    /// Whether the user chose the id.
+    pub(crate) fn is_given(&self) -> bool {
+        self.request_id.is_some()
+    }
+
+    /// The given id, or a new one.
+    pub(crate) fn id(&self) -> Result<String, Failure> {
+        self.request_id.clone().map_or_else(new_request_id, Ok)
+    }
 }
 
 const GATEWAY: &str = "Gateway";
@@ -200,488 +240,6 @@ pub(crate) struct DemoArgs {
 pub(crate) struct CheckConfigArgs {
     /// The configuration
     pub(crate) file: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct SummaryArgs {
-    /// Roll up by these labels, at most four
-    #[arg(long, value_name = "LABEL", value_delimiter = ',')]
-    pub(crate) by: Vec<String>,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InstancesArgs {
-    /// Only instances in this condition, such as slot_busy (repeatable)
-    #[arg(long, value_name = "CONDITION", value_parser = crate::value::condition)]
-    pub(crate) condition: Vec<i32>,
-    #[command(flatten)]
-    pub(crate) list: ListArgs,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum InstanceCommand {
-    /// Add an instance: the gateway begins a session to its daemon
-    Add(Box<InstanceAddArgs>),
-    /// Change an instance that was added; what is not said stays
-    Set(Box<InstanceSetArgs>),
-    /// End the sessions of instances that were added, and forget them
-    Remove(InstanceRemoveArgs),
-    /// End the sessions of instances and leave their daemons alone until they are resumed
-    Pause(InstancePauseArgs),
-    /// Take paused instances back into service
-    Resume(InstanceResumeArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InstanceAddArgs {
-    /// Its name, unique on the gateway
-    pub(crate) name: String,
-    /// Its management socket: unix:/path, tcp:host:port, tls:host:port, listen-unix:/path, listen-tcp:ip:port
-    pub(crate) address: String,
-    /// Look what answers at the address first, and say it
-    #[arg(long)]
-    pub(crate) check: bool,
-    /// Check all and change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// An id of your own: the same change with the same id is made once
-    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
-    pub(crate) request_id: Option<String>,
-    #[command(flatten)]
-    pub(crate) definition: DefinitionArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InstanceSetArgs {
-    /// Its name
-    pub(crate) name: String,
-    /// Its management socket
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) address: Option<String>,
-    /// Say this no longer: a key such as hold, or labels.region (repeatable)
-    #[arg(long, value_name = "KEY")]
-    pub(crate) clear: Vec<String>,
-    /// Only if it still has this etag
-    #[arg(long, value_name = "ETAG")]
-    pub(crate) etag: Option<String>,
-    /// Look what answers at a new address first, and say it
-    #[arg(long)]
-    pub(crate) check: bool,
-    /// Check all and change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// End a session although that harms the daemon
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// An id of your own: the same change with the same id is made once
-    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
-    pub(crate) request_id: Option<String>,
-    #[command(flatten)]
-    pub(crate) definition: DefinitionArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InstanceRemoveArgs {
-    /// INSTANCE or GATEWAY/INSTANCE
-    #[arg(value_name = "INSTANCE", required = true)]
-    pub(crate) names: Vec<String>,
-    /// Do not ask
-    #[arg(short, long, conflicts_with = "dry_run")]
-    pub(crate) yes: bool,
-    /// Check all and change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// End a session although that harms the daemon
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// An id of your own, of a change of one instance: the same change with the same id is made once
-    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
-    pub(crate) request_id: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InstancePauseArgs {
-    /// INSTANCE or GATEWAY/INSTANCE
-    #[arg(value_name = "INSTANCE", required = true)]
-    pub(crate) names: Vec<String>,
-    /// Why, for whoever wonders
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) reason: Option<String>,
-    /// Check all and change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// Also where the end of the session harms the daemon
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// An id of your own, of a change of one instance: the same change with the same id is made once
-    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
-    pub(crate) request_id: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InstanceResumeArgs {
-    /// INSTANCE or GATEWAY/INSTANCE
-    #[arg(value_name = "INSTANCE", required = true)]
-    pub(crate) names: Vec<String>,
-    /// Check all and change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// An id of your own, of a change of one instance: the same change with the same id is made once
-    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
-    pub(crate) request_id: Option<String>,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-With a mistake in the configuration nothing changes, and the old one stays in force. Sessions that the
-change does not concern go on.")]
-pub(crate) struct ReloadArgs {
-    /// Also when more than 20 % of the instances go, or sessions end whose end harms the daemon
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Show what would change and change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// An id of your own: the same change with the same id is made once
-    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
-    pub(crate) request_id: Option<String>,
-}
-
-/// How much of a list is shown.
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// Stop after so many rows
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) limit: Option<u32>,
-    /// Every column, however wide
-    #[arg(long)]
-    pub(crate) wide: bool,
-}
-
-/// How old an answer may be.
-#[derive(Debug, Args)]
-pub(crate) struct FreshnessArgs {
-    /// Ask the daemons now
-    #[arg(long, conflicts_with = "max_age")]
-    pub(crate) fresh: bool,
-    /// Ask the daemons where what the gateway knows is older than this, such as 5s
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    max_age: Option<Duration>,
-}
-
-impl FreshnessArgs {
-    /// The `max_age` of a request; `None` takes what the gateway knows.
-    pub(crate) fn max_age(&self) -> Option<prost_types::Duration> {
-        let age = if self.fresh {
-            Some(Duration::ZERO)
-        } else {
-            self.max_age
-        };
-        age.map(crate::value::proto_duration)
-    }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ClientsArgs {
-    /// Order of the rows; bytes is a top list, of --limit rows (default 100)
-    #[arg(long, value_name = "KEY", default_value = "instance")]
-    pub(crate) sort: Sort,
-    /// Turn the order round: newest first, most bytes first
-    #[arg(long)]
-    pub(crate) desc: bool,
-    #[command(flatten)]
-    pub(crate) freshness: FreshnessArgs,
-    #[command(flatten)]
-    pub(crate) list: ListArgs,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-    #[command(flatten)]
-    pub(crate) filter: FilterArgs,
-}
-
-/// Order of a list of clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Sort {
-    Instance,
-    Since,
-    Name,
-    Bytes,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RoutesArgs {
-    #[command(flatten)]
-    pub(crate) freshness: FreshnessArgs,
-    #[command(flatten)]
-    pub(crate) list: ListArgs,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-    #[command(flatten)]
-    pub(crate) filter: FilterArgs,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-With -o jsonl each event is a line, and each gap a line {\"gap\": …}. With -o json each line is a
-frame of StreamEvents, with its cursor.
-
-Ctrl-C ends the stream and says on standard error from where to resume it.")]
-pub(crate) struct EventsArgs {
-    /// now, oldest, a cursor, a time (2026-11-20 15:04, RFC 3339) or an age (15m)
-    #[arg(long, value_name = "START", default_value = "now")]
-    pub(crate) from: Start,
-    /// End at the newest event
-    #[arg(long)]
-    pub(crate) no_follow: bool,
-    /// Only these kinds, such as client.* (repeatable; default: all but instance.log)
-    #[arg(long, value_name = "KIND", value_delimiter = ',')]
-    pub(crate) kind: Vec<String>,
-    /// Full names and references
-    #[arg(long)]
-    pub(crate) wide: bool,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-    #[command(flatten)]
-    pub(crate) filter: FilterArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct WatchArgs {
-    /// The shortest time between two updates of one row
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
-    pub(crate) interval: Duration,
-    /// Leave out clients
-    #[arg(long)]
-    pub(crate) instances_only: bool,
-    /// End when everything has been shown once
-    #[arg(long)]
-    pub(crate) once: bool,
-    /// Write each change as a line, also on a terminal
-    #[arg(long)]
-    pub(crate) lines: bool,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-    #[command(flatten)]
-    pub(crate) filter: FilterArgs,
-}
-
-/// How an action is confirmed and remembered.
-#[derive(Debug, Args)]
-pub(crate) struct ActionArgs {
-    /// Do not ask: resolve and act in one step
-    #[arg(short, long, conflicts_with = "dry_run")]
-    pub(crate) yes: bool,
-    /// Show whom it would hit and send nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// The most instances it may hit
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) max_instances: Option<u32>,
-    /// An id of your own: the same action with the same id is carried out once
-    #[arg(long, value_name = "ID", value_parser = crate::value::request_id)]
-    pub(crate) request_id: Option<String>,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Without --yes the plan is shown first and, on a terminal, asked about; what is then done is exactly
-that plan: a client that connects in between is not hit.")]
-pub(crate) struct KillArgs {
-    /// Needed when no client is named: end every client of the selected instances
-    #[arg(long)]
-    pub(crate) every_client: bool,
-    /// restart: the client may connect again at once; halt: it stays out
-    #[arg(long, value_name = "MODE")]
-    pub(crate) mode: Option<Mode>,
-    /// Tell the client this instead, a control message of OpenVPN
-    #[arg(long, value_name = "TEXT", conflicts_with = "mode")]
-    pub(crate) message: Option<String>,
-    /// Wait until each client is seen to be gone
-    #[arg(long)]
-    pub(crate) wait: bool,
-    /// The most clients it may hit (default: 100)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) max_clients: Option<u32>,
-    #[command(flatten)]
-    pub(crate) action: ActionArgs,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-    #[command(flatten)]
-    pub(crate) filter: FilterArgs,
-}
-
-/// What a killed client is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Mode {
-    Restart,
-    Halt,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-SIGHUP and SIGUSR1 disconnect every client of the daemon; SIGTERM ends it and needs --force.
-Without --yes the plan is shown first and, on a terminal, asked about.")]
-pub(crate) struct SignalArgs {
-    /// SIGHUP, SIGUSR1, SIGUSR2 or SIGTERM
-    #[arg(value_name = "SIGNAL", value_parser = crate::value::signal)]
-    pub(crate) signal: i32,
-    /// How many instances may be under way at once
-    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) in_flight: u32,
-    /// How long to wait between one instance and the next, such as 5s
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub(crate) pause: Option<Duration>,
-    /// When an instance counts as done
-    #[arg(long, value_name = "WHEN", default_value = "accepted")]
-    pub(crate) wait_for: WaitFor,
-    /// Leave the rest alone after so many failures
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) stop_after_failures: Option<u32>,
-    /// Allow what ends a daemon: SIGTERM, or any signal while it asks a question
-    #[arg(long)]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) action: ActionArgs,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-/// When a signalled instance counts as done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum WaitFor {
-    Accepted,
-    Reattached,
-    Connected,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ActionsArgs {
-    /// Show the results of this one, and exit as it would have
-    #[arg(value_name = "REQUEST_ID", value_parser = crate::value::request_id)]
-    pub(crate) request_id: Option<String>,
-    #[command(flatten)]
-    pub(crate) list: ListArgs,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Taken are: auth-retry, echo, forget-passwords, help, hold, log, mute, nclients, net, network-change,
-pkcs11-id-count, pkcs11-id-get, remote-entry-count, remote-entry-get, state, status, and without an
-argument verb and version; of state, log and echo the histories. Others have a command of their own.")]
-pub(crate) struct ExecArgs {
-    /// The command and its arguments, such as status 2
-    #[arg(value_name = "COMMAND", required = true)]
-    pub(crate) line: Vec<String>,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct HoldArgs {
-    /// on and off set what happens at the next restart, release ends a hold (default: show)
-    pub(crate) action: Option<HoldWord>,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-/// What is done about holding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum HoldWord {
-    On,
-    Off,
-    Release,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct VerbArgs {
-    /// 0 to 15 (default: show); above 5 every packet is logged
-    #[arg(value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(0..=15))]
-    pub(crate) level: Option<u32>,
-    /// Allow a level above 5
-    #[arg(long, requires = "level")]
-    pub(crate) force: bool,
-    /// Set the level from before again after so long, such as 10m
-    #[arg(long, requires = "level", value_name = "TIME", value_parser = duration)]
-    pub(crate) reset_after: Option<Duration>,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct MuteArgs {
-    /// How many equal lines in a row are shown, 0 for all (default: show)
-    #[arg(value_name = "N")]
-    pub(crate) lines: Option<u32>,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct HistoryArgs {
-    /// How many of the newest lines; 0 for all
-    #[arg(long, value_name = "N", default_value = "20")]
-    pub(crate) last: u32,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct EchoArgs {
-    /// How many of the newest; 0 for all
-    #[arg(long, value_name = "N", default_value = "0")]
-    pub(crate) last: u32,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InstancesOnlyArgs {
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-A password, a word or a response is read from standard input, and not shown while it is typed on a
-terminal: the command line can be seen by every user of the machine.")]
-pub(crate) struct AnswerArgs {
-    /// INSTANCE or GATEWAY/INSTANCE
-    #[arg(value_name = "INSTANCE")]
-    pub(crate) instance: String,
-    /// Which question, where there are several
-    #[arg(long, value_name = "ID")]
-    pub(crate) id: Option<u64>,
-    /// The username, where one is asked for
-    #[arg(long, value_name = "NAME")]
-    pub(crate) username: Option<String>,
-    /// The answer to a challenge, or a word
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) response: Option<String>,
-    /// Yes; of a server: connect there
-    #[arg(long, conflicts_with = "cancel")]
-    pub(crate) ok: bool,
-    /// No; of a server: try the next one
-    #[arg(long)]
-    pub(crate) cancel: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PushUpdateArgs {
-    /// Options, separated by commas; one that begins with - is taken back
-    #[arg(value_name = "OPTIONS", allow_hyphen_values = true)]
-    pub(crate) options: String,
-    /// One client, as `clients --wide` shows it
-    #[arg(long = "ref", value_name = "GATEWAY/INSTANCE/GENERATION/CID", value_parser = crate::selection::client_ref)]
-    pub(crate) client: Option<ovfleet_proto::v1::ClientRef>,
-    /// Every client of the selected instances
-    #[arg(long, conflicts_with = "client")]
-    pub(crate) every_client: bool,
-    #[command(flatten)]
-    pub(crate) instances: InstanceArgs,
 }
 
 /// The commands that call no gateway: they take the options of those that do,

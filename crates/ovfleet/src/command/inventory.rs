@@ -32,17 +32,16 @@ pub(crate) fn check(command: &InstanceCommand) -> Result<(), Failure> {
                     .to_owned(),
             ))
         }
-        InstanceCommand::Remove(InstanceRemoveArgs {
-            names, request_id, ..
-        })
-        | InstanceCommand::Pause(InstancePauseArgs {
-            names, request_id, ..
-        })
-        | InstanceCommand::Resume(InstanceResumeArgs {
-            names, request_id, ..
-        }) if names.len() > 1 && request_id.is_some() => Err(Failure::Usage(
-            "a request id is that of one change: give --request-id with one instance".to_owned(),
-        )),
+        InstanceCommand::Remove(InstanceRemoveArgs { names, request, .. })
+        | InstanceCommand::Pause(InstancePauseArgs { names, request, .. })
+        | InstanceCommand::Resume(InstanceResumeArgs { names, request, .. })
+            if names.len() > 1 && request.is_given() =>
+        {
+            Err(Failure::Usage(
+                "a request id is that of one change: give --request-id with one instance"
+                    .to_owned(),
+            ))
+        }
         _ => Ok(()),
     }
 }
@@ -66,7 +65,7 @@ async fn add(gateway: &Gateway, args: InstanceAddArgs, output: &mut Output) -> O
         .definition
         .definition(args.name.clone(), Some(args.address))
         .map_err(Failure::Usage)?;
-    let id = request_id(args.request_id)?;
+    let id = args.request.id()?;
     let request = CreateInstanceRequest {
         instance: Some(definition),
         validate_only: args.dry_run,
@@ -92,7 +91,7 @@ async fn set(gateway: &Gateway, args: InstanceSetArgs, output: &mut Output) -> O
         .definition
         .definition(args.name.clone(), args.address)
         .map_err(Failure::Usage)?;
-    let id = request_id(args.request_id)?;
+    let id = args.request.id()?;
     let request = UpdateInstanceRequest {
         instance: Some(definition),
         update_mask: Some(prost_types::FieldMask { paths }),
@@ -134,7 +133,7 @@ async fn remove(gateway: &Gateway, args: InstanceRemoveArgs, output: &mut Output
     }
     let mut service = gateway.inventory();
     for name in args.names {
-        let id = request_id(args.request_id.clone())?;
+        let id = args.request.id()?;
         let request = DeleteInstanceRequest {
             name: name.clone(),
             etag: String::new(),
@@ -156,7 +155,7 @@ async fn remove(gateway: &Gateway, args: InstanceRemoveArgs, output: &mut Output
 async fn pause(gateway: &Gateway, args: InstancePauseArgs, output: &mut Output) -> Outcome {
     let mut service = gateway.inventory();
     for name in args.names {
-        let id = request_id(args.request_id.clone())?;
+        let id = args.request.id()?;
         let request = PauseInstanceRequest {
             name: name.clone(),
             etag: String::new(),
@@ -179,7 +178,7 @@ async fn pause(gateway: &Gateway, args: InstancePauseArgs, output: &mut Output) 
 async fn resume(gateway: &Gateway, args: InstanceResumeArgs, output: &mut Output) -> Outcome {
     let mut service = gateway.inventory();
     for name in args.names {
-        let id = request_id(args.request_id.clone())?;
+        let id = args.request.id()?;
         let request = ResumeInstanceRequest {
             name: name.clone(),
             etag: String::new(),
@@ -198,7 +197,7 @@ async fn resume(gateway: &Gateway, args: InstanceResumeArgs, output: &mut Output
 }
 
 pub(crate) async fn reload(gateway: &Gateway, args: ReloadArgs, output: &mut Output) -> Outcome {
-    let id = request_id(args.request_id)?;
+    let id = args.request.id()?;
     let request = ReloadRequest {
         validate_only: args.dry_run,
         force: args.force,
@@ -278,11 +277,6 @@ fn differences(response: &ReloadResponse) -> Option<Table> {
         row(name, "removed", String::new());
     }
     (!is_empty).then_some(table)
-}
-
-/// The id of a change: the given one, or a new one.
-fn request_id(given: Option<String>) -> Result<String, Failure> {
-    given.map_or_else(action::new_request_id, Ok)
 }
 
 fn answered<R>(

@@ -115,10 +115,7 @@ fn request(args: &KillArgs) -> Result<KillClientsRequest, Failure> {
         max_clients: args.max_clients.unwrap_or(0),
         max_instances: args.action.max_instances.unwrap_or(0),
         wait: args.wait,
-        request_id: match &args.action.request_id {
-            Some(request_id) => request_id.clone(),
-            None => action::new_request_id()?,
-        },
+        request_id: args.action.request.id()?,
     })
 }
 

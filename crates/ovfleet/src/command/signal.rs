@@ -115,10 +115,7 @@ fn request(args: &SignalArgs) -> Result<SignalInstancesRequest, Failure> {
         force: args.force,
         validate_only: false,
         max_instances: args.action.max_instances.unwrap_or(0),
-        request_id: match &args.action.request_id {
-            Some(request_id) => request_id.clone(),
-            None => action::new_request_id()?,
-        },
+        request_id: args.action.request.id()?,
     })
 }
 
