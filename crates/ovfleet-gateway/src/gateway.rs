@@ -163,7 +163,7 @@ impl Gateway {
             bytes: journal.disk,
             age: journal.disk_age,
         };
-        let (state, store) = state::begin(state_dir, keep)
+        let (state, store) = state::begin(state_dir, keep, SystemTime::now())
             .await
             .map_err(StateError::from)?;
         // First the listeners: what is wrong with them shall not cost sessions.

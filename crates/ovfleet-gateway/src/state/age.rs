@@ -4,9 +4,10 @@
 //! request id could be forgotten on the day it was used, and its request be carried out twice. While no gateway runs
 //! nothing becomes older: what is kept longer than promised does no harm.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::{Connection, Transaction};
+use tokio::time::Instant;
 
 /// How much of this a crash may take back: it is noted no more often.
 const NOTED_EVERY: Duration = Duration::from_secs(10);

@@ -65,17 +65,18 @@ struct Inner {
 }
 
 /// Opens the state of a directory, which must be locked, and begins a run of its journal; without a directory it is in
-/// memory, and there is no such journal.
+/// memory, and there is no such journal. `now` is what the calendar says.
 pub(crate) async fn begin(
     directory: Option<PathBuf>,
     keep: Keep,
+    now: SystemTime,
 ) -> Result<(State, Option<EventStore>), OpenError> {
     let opening = spawn_blocking(move || State::open(directory.as_deref())).await;
     let state = opening.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
     if !state.is_durable() {
         return Ok((state, None));
     }
-    let begun = EventStore::begin(&state, keep).await;
+    let begun = EventStore::begin(&state, keep, now).await;
     let store = begun.map_err(|error| state.unusable(&error))?;
     Ok((state, Some(store)))
 }

@@ -63,9 +63,12 @@ struct Inner {
 
 impl EventStore {
     /// Begins a run.
-    pub(crate) async fn begin(state: &State, keep: Keep) -> Result<Self, WriteError> {
+    pub(crate) async fn begin(
+        state: &State,
+        keep: Keep,
+        now: SystemTime,
+    ) -> Result<Self, WriteError> {
         let run = RunId::mint();
-        let now = SystemTime::now();
         let age = state.age();
         let beginning = state.write_at_start(move |transaction| begin(transaction, run, now, age));
         let (sequence, runs, latest_before) = beginning.await?;

@@ -36,7 +36,7 @@ fn journal(store: &EventStore, events_max: usize) -> Arc<Journal> {
 }
 
 async fn open(directory: &Path, keep: Keep) -> (State, EventStore) {
-    let begun = begin_state(Some(directory.to_owned()), keep).await;
+    let begun = begin_state(Some(directory.to_owned()), keep, SystemTime::now()).await;
     let (state, store) = begun.expect("it opens");
     (state, store.expect("there is a directory"))
 }
@@ -362,7 +362,9 @@ async fn what_is_too_much_goes_and_is_told() {
     let mut reader = journal.reader(Start::Position(store.start()));
     for step in 0..10 {
         journal.append_all((0..500).map(|number| event(step * 500 + number)));
-        let taken = store.take_all(&journal, &mut reader).await;
+        let taken = store
+            .take_all(&journal, &mut reader, SystemTime::now())
+            .await;
         taken.expect("it is written");
     }
     let count = state.read(|connection| {

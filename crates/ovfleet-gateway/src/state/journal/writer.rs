@@ -52,7 +52,8 @@ impl EventStore {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = has_news => {
-                    if self.take_all(&journal, &mut reader).await.is_err() {
+                    let taken = self.take_all(&journal, &mut reader, SystemTime::now()).await;
+                    if taken.is_err() {
                         stop.run_until_cancelled(sleep(RETRY_INTERVAL)).await;
                     }
                 }
@@ -67,22 +68,22 @@ impl EventStore {
     }
 
     async fn finish(&self, journal: &Arc<Journal>, reader: &mut Reader) -> Result<(), WriteError> {
-        self.take_all(journal, reader).await?;
+        self.take_all(journal, reader, SystemTime::now()).await?;
         self.end(reader.position().sequence).await
     }
 
-    /// Takes what has happened by now.
+    /// Takes what has happened by now, which is `now` by the calendar.
     pub(crate) async fn take_all(
         &self,
         journal: &Arc<Journal>,
         reader: &mut Reader,
+        now: SystemTime,
     ) -> Result<(), WriteError> {
         let everything = EventFilter::everything();
         loop {
             // Moved on only once the batch is on disk.
             let mut next = reader.clone();
             let batch = journal.read(&mut next, BATCH_MAX, &everything);
-            let now = SystemTime::now();
             // What falls out of the ring in this very moment may be among it, and is told of once too often.
             let mut missing = if batch.items.iter().any(is_hole) {
                 journal.missing(reader)

@@ -11,6 +11,11 @@ use openvpn_management::{Cid, LogFlags};
 use ovfleet_proto::v1;
 use ovfleet_tests::{history::Fact, random::Random};
 use rusqlite::Connection;
+use tokio::{
+    runtime::Handle,
+    task::spawn_blocking,
+    time::{Instant, advance},
+};
 
 use super::super::*;
 use crate::{
@@ -35,6 +40,10 @@ const KINDS: [Kind; 7] = [
 ];
 /// For the judge: gaps that have a place of their own, beside the classes of events.
 pub(super) const GAPS: usize = 3;
+/// When the model begins, by the calendar: 2027.
+const BEGAN: Duration = Duration::from_secs(1_800_000_000);
+/// How long closing may take, by the clock on the wall.
+const CLOSE_MAX: Duration = Duration::from_secs(10);
 /// What the disk may have at least: more than memory, so that what memory has is there too.
 const KEEP_BYTES_MIN: u64 = 400_000;
 const KEEP: Keep = Keep {
@@ -42,7 +51,7 @@ const KEEP: Keep = Keep {
     age: Duration::from_hours(24),
 };
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(super) struct What {
     /// None: a gap.
     pub(super) kind: Option<Kind>,
@@ -142,7 +151,8 @@ pub(super) struct Truth {
     pub(super) sequences: Vec<u64>,
     /// Where runs began that were cut off.
     pub(super) crashes: Vec<u64>,
-    /// How much the clock of events is behind.
+    began: Instant,
+    /// How far somebody set the calendar back.
     slow: Duration,
 }
 
@@ -150,8 +160,8 @@ fn gateway() -> GatewayName {
     GatewayName::new("gw").expect("a name")
 }
 
-async fn open(directory: &Path, keep: Keep) -> (State, EventStore, Arc<Journal>) {
-    let begun = begin(Some(directory.to_owned()), keep).await;
+async fn open(directory: &Path, keep: Keep, now: SystemTime) -> (State, EventStore, Arc<Journal>) {
+    let begun = begin(Some(directory.to_owned()), keep, now).await;
     let (state, store) = begun.expect("it opens");
     let store = store.expect("there is a directory");
     let config = JournalConfig {
@@ -168,7 +178,8 @@ async fn open(directory: &Path, keep: Keep) -> (State, EventStore, Arc<Journal>)
 impl Truth {
     pub(super) async fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let (state, store, journal) = open(directory.path(), KEEP).await;
+        let now = SystemTime::UNIX_EPOCH + BEGAN;
+        let (state, store, journal) = open(directory.path(), KEEP, now).await;
         let path = directory.path().join("state.db");
         let connection = Connection::open(path).expect("it opens");
         Self {
@@ -182,16 +193,24 @@ impl Truth {
             facts: Vec::new(),
             sequences: Vec::new(),
             crashes: Vec::new(),
+            began: Instant::now(),
             slow: Duration::ZERO,
         }
     }
 
-    pub(super) fn append(&mut self, random: &mut Random) {
+    /// What the calendar says.
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + BEGAN + self.began.elapsed() - self.slow
+    }
+
+    pub(super) async fn append(&mut self, random: &mut Random) {
         if random.once_in(300) {
             // Somebody sets the clock, forward or back.
             self.slow = Duration::from_millis(random.below(3_000));
         }
-        let now = SystemTime::now() - self.slow;
+        // Whole milliseconds, as timers: one life does not depend on when it begins.
+        advance(Duration::from_millis(random.below(5))).await;
+        let now = self.now();
         for _ in 0..=random.index(8) / 5 * random.index(40) {
             let what = random_what(random, now);
             let class = what.kind.map_or(GAPS, |kind| kind.class() as usize);
@@ -203,7 +222,8 @@ impl Truth {
     }
 
     pub(super) async fn write(&mut self) {
-        let written = self.store.take_all(&self.journal, &mut self.written);
+        let now = self.now();
+        let written = self.store.take_all(&self.journal, &mut self.written, now);
         written.await.expect("it is written");
         self.look_at_disk();
     }
@@ -215,7 +235,10 @@ impl Truth {
             let last = self.written.position().sequence;
             self.store.end(last).await.expect("it is written");
         }
-        self.state.close(Duration::from_secs(10)).await;
+        // From where time does not skip to the end of the wait: the thread that writes has its own.
+        let (state, runtime) = (self.state.clone(), Handle::current());
+        let closing = spawn_blocking(move || runtime.block_on(state.close(CLOSE_MAX)));
+        closing.await.expect("it ends");
         // As if it had run for that long without a word.
         let hours = random.below(2) * random.below(20);
         let passed = self.connection.execute(
@@ -227,7 +250,8 @@ impl Truth {
             bytes: KEEP_BYTES_MIN + random.below(400_000),
             ..KEEP
         };
-        (self.state, self.store, self.journal) = open(self.directory.path(), keep).await;
+        let opened = open(self.directory.path(), keep, self.now()).await;
+        (self.state, self.store, self.journal) = opened;
         let start = self.store.start();
         assert!(self.sequences.last() < Some(&start.sequence));
         self.written = self.journal.reader(Start::Position(start));
