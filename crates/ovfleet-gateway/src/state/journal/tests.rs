@@ -10,6 +10,7 @@ use openvpn_fleet::{
     journal::{Item, Start},
 };
 use openvpn_management::{Cid, LogFlags, Text};
+use ovfleet_tests::random::Random;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -48,71 +49,57 @@ async fn flush(store: &EventStore, journal: &Arc<Journal>) {
     store.clone().run(Arc::clone(journal), stop).await;
 }
 
-/// Small numbers that look thrown.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-
-    fn one_of<T: Clone>(&mut self, values: &[T]) -> T {
-        let index = usize::try_from(self.below(values.len() as u64)).expect("small");
-        values[index].clone()
-    }
-}
-
 const NAMES: [&str; 3] = ["alice", "bob", "\u{fffd}"];
 const ADDRESSES: [&str; 3] = ["udp4:192.0.2.1:1194", "192.0.2.9:4000", ""];
 
-fn record(dice: &mut Dice) -> Record {
-    let instance = dice.one_of(&["", "eu1", "eu2", "us1"]);
+fn one_of(random: &mut Random, texts: &[&str]) -> Text {
+    Text::from(*random.pick(texts))
+}
+
+fn record(random: &mut Random) -> Record {
+    let instance = random.pick(&["", "eu1", "eu2", "us1"]);
     let instance = InstanceName::new(instance).ok();
     let labels = match &instance {
-        Some(name) if dice.below(4) > 0 => Labels::from_iter([("site", &name.as_str()[..2])]),
+        Some(name) if random.below(4) > 0 => Labels::from_iter([("site", &name.as_str()[..2])]),
         _ => Labels::default(),
     };
-    let observed = time(micros(SystemTime::now()));
-    if dice.below(10) == 0 {
+    let observed = time(random.below(1 << 50).cast_signed());
+    if random.below(10) == 0 {
         return Record::Gap(Gap {
-            cause: dice.one_of(&[GapCause::Unobserved, GapCause::RateCapped]),
+            cause: *random.pick(&[GapCause::Unobserved, GapCause::RateCapped]),
             gateway: gateway(),
-            class: dice.one_of(&[None, Some(EventClass::Log), Some(EventClass::Raw)]),
-            count: dice.one_of(&[None, Some(7)]),
-            not_before: dice.one_of(&[None, Some(observed)]),
+            class: *random.pick(&[None, Some(EventClass::Log), Some(EventClass::Raw)]),
+            count: *random.pick(&[None, Some(7)]),
+            not_before: *random.pick(&[None, Some(observed)]),
             not_after: Some(observed),
             instance,
             labels,
         });
     }
-    let half_open = dice.below(3) == 0;
-    let text = |text: &str| Text::from(text);
+    let half_open = random.below(3) == 0;
     let client = EventClient {
-        generation: Generation(dice.below(2)),
-        cid: Cid(dice.below(3)),
+        generation: Generation(random.below(2)),
+        cid: Cid(random.below(3)),
         // The same letters as a name that holds invalid bytes, and is another.
-        common_name: match dice.below(5) {
+        common_name: match random.below(5) {
             0 => Text::from(vec![0xff]),
-            _ => text(dice.one_of(&NAMES)),
+            _ => one_of(random, &NAMES),
         },
-        username: text(dice.one_of(&NAMES)),
-        real_address: text(dice.one_of(&ADDRESSES)),
-        virtual_address: text(dice.one_of(&["10.8.0.2", "10.8.1.2", ""])),
-        virtual_ipv6_address: text(dice.one_of(&["fd00::2", ""])),
+        username: one_of(random, &NAMES),
+        real_address: one_of(random, &ADDRESSES),
+        virtual_address: one_of(random, &["10.8.0.2", "10.8.1.2", ""]),
+        virtual_ipv6_address: one_of(random, &["fd00::2", ""]),
         half_open,
     };
-    let (client, detail) = match dice.below(5) {
+    let (client, detail) = match random.below(5) {
         0 => (
             None,
             Detail::Log {
                 flags: LogFlags::default(),
-                text: text("a line"),
+                text: "a line".into(),
             },
         ),
-        1 => (None, Detail::Info(text("information"))),
+        1 => (None, Detail::Info("information".into())),
         2 => (
             None,
             Detail::Generation {
@@ -140,21 +127,21 @@ fn record(dice: &mut Dice) -> Record {
     })
 }
 
-fn filter(dice: &mut Dice) -> EventFilter {
+fn filter(random: &mut Random) -> EventFilter {
     let mut clients = ClientFilter::default();
-    if dice.below(2) == 0 {
-        match dice.below(6) {
+    if random.below(2) == 0 {
+        match random.below(6) {
             0 => {
                 clients.refs.insert(ClientRef {
                     gateway: gateway(),
                     instance: InstanceName::new("eu1").expect("a name"),
-                    generation: Generation(dice.below(2)),
-                    cid: Cid(dice.below(3)),
+                    generation: Generation(random.below(2)),
+                    cid: Cid(random.below(3)),
                 });
             }
-            1 => drop(clients.common_names.insert(dice.one_of(&NAMES).into())),
-            2 => drop(clients.usernames.insert(dice.one_of(&NAMES).into())),
-            3 => clients.half_open = Some(dice.below(2) == 0),
+            1 => drop(clients.common_names.insert((*random.pick(&NAMES)).into())),
+            2 => drop(clients.usernames.insert((*random.pick(&NAMES)).into())),
+            3 => clients.half_open = Some(random.below(2) == 0),
             4 => clients
                 .real_addresses
                 .push(AddressPattern::parse_real("192.0.2.1").expect("an address")),
@@ -163,28 +150,28 @@ fn filter(dice: &mut Dice) -> EventFilter {
                 .push(AddressPattern::parse_virtual("10.8.0.0/24").expect("a network")),
         }
     }
-    let selector = match dice.below(4) {
+    let selector = match random.below(4) {
         0 => Selector {
-            names: [dice
-                .one_of(&["eu1", "gw/us1", "other/eu1"])
+            names: [random
+                .pick(&["eu1", "gw/us1", "other/eu1"])
                 .parse()
                 .expect("a name")]
             .into(),
             ..Selector::default()
         },
         1 => Selector {
-            labels: dice
-                .one_of(&["site=eu", "site!=eu", "!site"])
+            labels: random
+                .pick(&["site=eu", "site!=eu", "!site"])
                 .parse()
                 .expect("labels"),
             ..Selector::default()
         },
         _ => Selector::all(),
     };
-    let kinds = match dice.below(3) {
+    let kinds = match random.below(3) {
         0 => KindSet::all(),
         1 => KindSet::all_but_logs(),
-        _ => [dice.one_of(Kind::ALL)].into_iter().collect(),
+        _ => [*random.pick(Kind::ALL)].into_iter().collect(),
     };
     EventFilter {
         selector,
@@ -238,21 +225,17 @@ async fn on_disk(
 /// Fails if a filter means something else on disk than in memory, or a page loses, doubles or reorders anything.
 #[tokio::test]
 async fn the_disk_shows_what_memory_shows() {
-    let seed = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(1, |since| since.subsec_nanos().into());
-    println!("seed {seed}");
-    let mut dice = Dice(seed | 1);
+    let mut random = Random::seeded("disk and memory");
     let directory = tempfile::tempdir().expect("a directory");
     let (_state, store) = open(directory.path(), PLENTY).await;
     let journal = journal(&store, 1_000_000);
     for _ in 0..1_500 {
-        journal.append_all([record(&mut dice)]);
+        journal.append_all([record(&mut random)]);
     }
     flush(&store, &journal).await;
     for _ in 0..200 {
-        let filter = filter(&mut dice);
-        let after = store.start().sequence + dice.below(1_600);
+        let filter = filter(&mut random);
+        let after = store.start().sequence + random.below(1_600);
         let after = after.min(journal.newest().sequence);
         let stored = on_disk(&store, StoredReader::behind(after), &filter).await;
         assert_eq!(
