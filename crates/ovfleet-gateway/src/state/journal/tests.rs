@@ -435,3 +435,39 @@ async fn events_grow_old_by_time_that_passes() {
     assert_eq!(causes(&items), [GapCause::Compacted]);
     assert_eq!(sequences(&items).len(), 20);
 }
+
+/// Fails if who comes from before a crash hears nothing of it, because the gap that it left has become too old.
+#[tokio::test]
+async fn a_crash_is_told_when_its_gap_is_gone() {
+    use crate::state::tests::let_pass;
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let keep = Keep {
+        age: Duration::from_hours(24),
+        ..PLENTY
+    };
+    let (state, store) = open(directory.path(), keep).await;
+    // Of what this one asks for there is nothing: it misses only what nobody knows.
+    let narrow = EventFilter {
+        kinds: KindSet::parse(&["instance.info"]).expect("a kind"),
+        ..EventFilter::everything()
+    };
+    let before = store.start().sequence;
+    state.close(Duration::from_secs(5)).await;
+    for (hours, expected) in [
+        (0, GapCause::GatewayRestarted),
+        (23, GapCause::GatewayRestarted),
+        (2, GapCause::Compacted),
+    ] {
+        let idle = State::open(Some(directory.path())).expect("it opens");
+        let_pass(&idle, hours).await;
+        idle.close(Duration::from_secs(5)).await;
+        let (state, store) = open(directory.path(), keep).await;
+        let journal = journal(&store, 1_000);
+        journal.append_all([event(0)]);
+        flush(&store, &journal).await;
+        let items = on_disk(&store, StoredReader::behind(before), &narrow).await;
+        assert_eq!(causes(&items), [expected], "after {hours} hours more");
+        state.close(Duration::from_secs(5)).await;
+    }
+}

@@ -31,6 +31,8 @@ pub(super) struct Caller {
     has_begun: bool,
     /// It began with a moment: facts before the index count only from that moment on.
     since: Option<(usize, SystemTime)>,
+    /// Up to this number it was told of every crash.
+    accounted: u64,
 }
 
 impl Caller {
@@ -49,10 +51,12 @@ impl Caller {
             start,
             has_begun: false,
             since: None,
+            accounted: truth.journal.newest().sequence,
         };
         match start {
             Start::Now => caller.next = truth.facts.len(),
             Start::Position(place) if truth.store.knows(place.run) => {
+                caller.accounted = place.sequence;
                 caller.cursors = vec![place];
                 caller.next = truth.behind(place.sequence);
             }
@@ -71,6 +75,7 @@ impl Caller {
             Start::Position(_) if !self.replaced => {}
             Start::Oldest | Start::Position(_) => {
                 // What is gone by now is covered by having asked for the rest.
+                self.accounted = truth.crashes_lost().last().map_or(0, |(start, _)| start);
                 for class in 0..=GAPS {
                     let first = first_of(truth, class, 0);
                     self.follower.gap(0, class, first);
@@ -125,6 +130,7 @@ impl Caller {
                     let what = &truth.facts[index].what;
                     assert!(is_same(&batch.events[0], what), "{batch:?}, not {what:?}");
                     assert_eq!(batch.events[0].sequence, sequence);
+                    self.passes(truth, sequence);
                     self.told(truth, index);
                     let run = truth.journal.run();
                     self.cursors.push(Position { run, sequence });
@@ -158,6 +164,7 @@ impl Caller {
         if is_end {
             assert!(!self.replaced, "another journal was not told");
             assert_eq!(self.source.position(), truth.journal.newest());
+            self.passes(truth, truth.journal.newest().sequence);
             let (wish, since) = (&self.wish, self.since);
             let wants = |at: usize, fact: &Fact<What>| wants(wish, since, at, &fact.what);
             let end = self.follower.caught_up(0, &truth.facts, wants);
@@ -217,28 +224,62 @@ impl Caller {
                 assert!(std::mem::take(&mut self.replaced), "nothing was replaced");
             }
             GapCause::GatewayRestarted => {
-                assert!(truth.crashes.contains(&resume.sequence), "no crash");
+                assert!(truth.crashes.contains_key(&resume.sequence), "no crash");
+                self.passes(truth, resume.sequence - 1);
+                self.accounted = self.accounted.max(resume.sequence);
                 for class in 0..=GAPS {
                     self.follower.gap(0, class, place);
                 }
             }
             _ => {
                 assert!(!self.replaced);
-                let place = place.max(self.next);
-                // The gap of a crash, which is everybody's, may be what was thrown away.
-                let mut crashes = truth.crashes.iter().map(|start| truth.behind(*start));
-                let is_of_crash = gap.class.is_none() && crashes.any(|at| at >= place);
-                let mut is_true = self.since.is_some() || is_of_crash;
+                let is_true = self.is_missing(truth, &classes, gap, resume);
+                assert!(is_true, "nothing is missing: {gap:?} at {place}");
                 for class in classes {
-                    let first = first_of(truth, class, place);
-                    is_true |= (place..first).any(|at| {
-                        truth.facts[at].class == class && self.wish.may_want(&truth.facts[at].what)
-                    });
+                    let first = first_of(truth, class, place.max(self.next));
                     self.follower.gap(0, class, first);
                 }
-                assert!(is_true, "nothing is missing: {gap:?} at {place}");
+                if gap.class.is_none() {
+                    let last_lost = truth.crashes_lost().last().map_or(0, |(start, _)| start);
+                    self.accounted = self.accounted.max(last_lost);
+                }
             }
         }
+    }
+
+    /// Whether something is missing for which that gap can stand.
+    fn is_missing(&self, truth: &Truth, classes: &[usize], gap: &Gap, resume: Position) -> bool {
+        let may_want = |at: usize, class| {
+            let fact = &truth.facts[at];
+            fact.class == class && self.wish.may_want(&fact.what)
+        };
+        let place = truth.behind(resume.sequence).max(self.next);
+        let is_behind = classes.iter().any(|class| {
+            let first = first_of(truth, *class, place);
+            (place..first).any(|at| may_want(at, *class))
+        });
+        // What is missing since a moment may lie before the first that is there.
+        let is_of_then = |when: SystemTime| self.since.is_some_and(|(_, time)| when >= time);
+        let is_since = self.since.is_some()
+            && (0..truth.facts.len()).any(|at| {
+                is_of_then(truth.facts[at].what.observed)
+                    && !truth.kept.contains(at)
+                    && classes.iter().any(|class| may_want(at, *class))
+            });
+        // The gap that a crash left is among what is thrown away, and is everybody's.
+        let is_crash = gap.class.is_none()
+            && self.asks_for_something()
+            && truth
+                .crashes_lost()
+                .any(|(start, crash)| start > resume.sequence || is_of_then(crash.observed));
+        is_behind || is_since || is_crash
+    }
+
+    /// Fails if it comes to a number past a crash that it was not told of.
+    fn passes(&self, truth: &Truth, sequence: u64) {
+        let crash = truth.crashes.keys().find(|start| **start > self.accounted);
+        let crash = crash.filter(|start| **start <= sequence && self.asks_for_something());
+        assert_eq!(crash, None, "not told of a crash: {:?}", self.wish);
     }
 
     /// After a crash everybody is told, but who asks for what there cannot be, such as a client's name in what is not of
@@ -271,7 +312,7 @@ impl Caller {
         let is_missing =
             |at: &usize| !truth.kept.contains(*at) && self.wish.may_want(&truth.facts[*at].what);
         let last_missing = (0..truth.facts.len()).rev().find(is_missing);
-        let crash = truth.crashes.last();
+        let crash = truth.crashes.keys().last();
         let crash = crash.filter(|_| self.asks_for_something());
         let crash = crash.map_or(0, |start| truth.behind(*start));
         let expected = last_missing.map_or(0, |at| at + 1).max(crash);

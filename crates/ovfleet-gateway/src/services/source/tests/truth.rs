@@ -1,6 +1,9 @@
 //! What happened, and what of it can still be had.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use openvpn_fleet::{
     ClientFilter, Detail, DisconnectCause, Event, EventClient, GatewayName, Generation,
@@ -134,6 +137,15 @@ impl Wish {
     }
 }
 
+/// A run that was cut off.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Crash {
+    /// When the next run began, by the calendar.
+    pub(super) observed: SystemTime,
+    /// What time had passed by then.
+    passed: Duration,
+}
+
 /// The gateway's journal in memory and on disk, and what it should hold.
 pub(super) struct Truth {
     directory: tempfile::TempDir,
@@ -149,9 +161,11 @@ pub(super) struct Truth {
     pub(super) facts: Vec<Fact<What>>,
     /// Of each fact; they rise over all runs.
     pub(super) sequences: Vec<u64>,
-    /// Where runs began that were cut off.
-    pub(super) crashes: Vec<u64>,
+    /// Crashes, by where the next run began.
+    pub(super) crashes: BTreeMap<u64, Crash>,
     began: Instant,
+    /// What passed as if in a moment.
+    skipped: Duration,
     /// How far somebody set the calendar back.
     slow: Duration,
 }
@@ -192,8 +206,9 @@ impl Truth {
             journal,
             facts: Vec::new(),
             sequences: Vec::new(),
-            crashes: Vec::new(),
+            crashes: BTreeMap::new(),
             began: Instant::now(),
+            skipped: Duration::ZERO,
             slow: Duration::ZERO,
         }
     }
@@ -201,6 +216,11 @@ impl Truth {
     /// What the calendar says.
     fn now(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + BEGAN + self.began.elapsed() - self.slow
+    }
+
+    /// What time has passed, whatever the calendar says.
+    fn passed(&self) -> Duration {
+        self.began.elapsed() + self.skipped
     }
 
     pub(super) async fn append(&mut self, random: &mut Random) {
@@ -241,6 +261,7 @@ impl Truth {
         closing.await.expect("it ends");
         // As if it had run for that long without a word.
         let hours = random.below(2) * random.below(20);
+        self.skipped += Duration::from_hours(hours);
         let passed = self.connection.execute(
             "UPDATE clock SET age = age + ?1 * 3600000000",
             [hours.cast_signed()],
@@ -257,8 +278,19 @@ impl Truth {
         self.written = self.journal.reader(Start::Position(start));
         self.look_at_memory();
         if !is_orderly {
-            self.crashes.push(start.sequence);
+            let crash = Crash {
+                observed: self.now(),
+                passed: self.passed(),
+            };
+            self.crashes.insert(start.sequence, crash);
+            self.kept.crashes.insert(start.sequence);
         }
+    }
+
+    /// Crashes whose gap was thrown away.
+    pub(super) fn crashes_lost(&self) -> impl DoubleEndedIterator<Item = (u64, Crash)> {
+        let crashes = self.crashes.iter().map(|(start, crash)| (*start, *crash));
+        crashes.filter(|(start, _)| !self.kept.crashes.contains(start))
     }
 
     /// How many facts are behind a place.
@@ -286,6 +318,23 @@ impl Truth {
             let oldest = of_class[self.facts[*at].class];
             oldest.is_some_and(|oldest| self.sequences[*at] >= oldest.cast_unsigned())
         });
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT sequence FROM gaps WHERE cause = 'GATEWAY_RESTARTED'")
+            .expect("a query");
+        let crashes = statement.query_map([], |row| row.get::<_, i64>(0));
+        let crashes =
+            crashes.and_then(|rows| rows.map(|row| row.map(i64::cast_unsigned)).collect());
+        let before = std::mem::replace(&mut self.kept.crashes, crashes.expect("it is read"));
+        for gone in before.difference(&self.kept.crashes) {
+            let age = self.passed() - self.crashes[gone].passed;
+            assert!(age > KEEP.age, "the gap of a crash was kept for {age:?}");
+            let first = of_class[..GAPS].iter().flatten().min();
+            assert!(
+                first.is_none_or(|first| first.cast_unsigned() > *gone),
+                "it was thrown away before what lies before it"
+            );
+        }
     }
 
     /// Looks what memory has now.
@@ -312,6 +361,8 @@ impl Truth {
 pub(super) struct Kept {
     memory: BTreeSet<usize>,
     disk: BTreeSet<usize>,
+    /// Gaps of crashes, by their numbers.
+    crashes: BTreeSet<u64>,
 }
 
 impl Kept {
