@@ -19,7 +19,7 @@ use ovfleet_tests::{
 };
 use tokio::task::JoinSet;
 
-use crate::tools::Tool;
+use crate::tools::{Tool, wait_open};
 
 const TOOLS: usize = 200;
 /// What each tool asks, so that the gate stays short; `OVFLEET_SOAK` makes it [`SOAK_COMMANDS`].
@@ -63,10 +63,8 @@ async fn two_hundred_tools_hold_up_no_kill() -> Result<()> {
     api.wait_attached().await?;
     api.wait_clients(ClientFilter::default(), VICTIMS.len(), SOON)
         .await?;
-    poll_until("the socket to be open", SOON, async || {
-        Ok(socket.exists().then_some(()))
-    })
-    .await?;
+
+    wait_open(&socket.display().to_string()).await?;
 
     // Whatever tools say; and changes alone, which callers' changes must overtake too.
     for (what, only_changes, [early, late]) in [

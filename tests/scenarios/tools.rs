@@ -50,6 +50,14 @@ pub(crate) fn script() -> Vec<Vec<u8>> {
     script
 }
 
+/// Waits until a virtual socket takes tools: its file is there a moment before that.
+pub(crate) async fn wait_open(path: &str) -> Result<()> {
+    poll_until("the virtual socket", DEADLINE, async || {
+        Ok(UnixStream::connect(path).await.ok().map(drop))
+    })
+    .await
+}
+
 pub(crate) struct Tool {
     stream: BufReader<UnixStream>,
 }
@@ -214,14 +222,9 @@ impl Lab {
             gateway,
             directory,
         };
-        poll_until("the sockets to be open", DEADLINE, async || {
-            Ok(lab
-                .socket("read-only")
-                .parse::<std::path::PathBuf>()?
-                .exists()
-                .then_some(()))
-        })
-        .await?;
+        for policy in ["full", "operator", "read-only"] {
+            wait_open(&lab.socket(policy)).await?;
+        }
         Ok((lab, direct))
     }
 

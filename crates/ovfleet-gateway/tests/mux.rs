@@ -50,8 +50,15 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 async fn connect(path: &Path) -> BufReader<UnixStream> {
-    until("the socket", || path.exists()).await;
-    BufReader::new(UnixStream::connect(path).await.unwrap())
+    let start = Instant::now();
+    // Its file is there a moment before it can be connected to.
+    loop {
+        match UnixStream::connect(path).await {
+            Ok(stream) => return BufReader::new(stream),
+            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn line(tool: &mut BufReader<UnixStream>) -> String {
