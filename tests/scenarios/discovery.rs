@@ -9,7 +9,7 @@ use ovfleet_proto::v1::{Condition, InstanceSource};
 use ovfleet_tests::{Api, GatewayConfig, Server, poll_until};
 
 /// A new socket is an instance within a second; this covers a busy machine.
-const FOUND: Duration = Duration::from_secs(5);
+const FOUND: Duration = Duration::from_secs(15);
 /// A file is read again when it changes.
 const REREAD: Duration = Duration::from_secs(10);
 
@@ -108,6 +108,14 @@ async fn target_files_are_followed() -> Result<()> {
     .await?;
 
     write("[ { not json")?;
+    poll_until("the complaint", REREAD, async || {
+        let log = gateway.log();
+        let mut lines = log.lines();
+        Ok(lines.find_map(|line| {
+            (line.contains("discovery: ") && line.contains("fleet.json")).then_some(())
+        }))
+    })
+    .await?;
     api.wait_condition("two", Condition::Attached, REREAD)
         .await?;
     ensure!(

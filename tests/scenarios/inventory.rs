@@ -380,6 +380,7 @@ async fn what_was_said_survives_a_crash() -> Result<()> {
         .start()
         .await?;
     let mut api = Api::connect(&gateway).await?;
+    api.wait_attached().await?;
     let created = api
         .inventory
         .create_instance(timed(create(definition("two", &two))))

@@ -51,8 +51,12 @@ fn edit(path: &Path, change: impl FnOnce(&mut Vec<toml::Value>)) -> Result<()> {
     let mut root: toml::Table = toml::from_str(&fs::read_to_string(path)?)?;
     let instances = root.get_mut("instance").and_then(toml::Value::as_array_mut);
     change(instances.context("no instances")?);
+    put(path, &toml::to_string(&root)?)
+}
+
+fn put(path: &Path, text: &str) -> Result<()> {
     let new = path.with_extension("new");
-    fs::write(&new, toml::to_string(&root)?)?;
+    fs::write(&new, text)?;
     Ok(fs::rename(new, path)?)
 }
 
@@ -195,9 +199,10 @@ async fn a_broken_file_leaves_the_old_one_in_force() -> Result<()> {
     let path = gateway.config_path();
     let good = fs::read_to_string(&path)?;
     let line = good.lines().count() + 2;
-    fs::write(
+    // Whole: half of it, read by a gateway that is quicker, would be another mistake.
+    put(
         &path,
-        format!("{good}\n[[instance]]\nname = \"new\"\nhold = \"maybe\"\n"),
+        &format!("{good}\n[[instance]]\nname = \"new\"\nhold = \"maybe\"\n"),
     )?;
     let event = log
         .wait_event("the complaint", SOON, |event| {
@@ -243,9 +248,9 @@ async fn a_broken_file_leaves_the_old_one_in_force() -> Result<()> {
     // What takes a restart is told, and not half done.
     let address = daemons[4].address();
     let fixed = good.replacen("[listen]", "[journal]\nage = \"1h\"\n[listen]", 1);
-    fs::write(
+    put(
         &path,
-        format!("{fixed}\n[[instance]]\nname = \"new\"\naddress = \"{address}\"\n"),
+        &format!("{fixed}\n[[instance]]\nname = \"new\"\naddress = \"{address}\"\n"),
     )?;
     log.wait_event("the instance", SOON, |event| {
         event.kind == "instance.added" && event.instance == "new"

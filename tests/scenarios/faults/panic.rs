@@ -38,7 +38,8 @@ async fn a_panic_restarts_one_instance_alone() -> Result<()> {
     };
     ensure!(panics("two").await? == "0");
 
-    daemons[1].burst(500).await?;
+    // What the session does not read any more that falls over it is written to nobody.
+    let _ = daemons[1].burst(500).await;
     let detached = log
         .wait_event("the end of the session", SOON, |event| {
             event.kind == "instance.detached"
