@@ -137,7 +137,12 @@ async fn three_wrong_passwords_close_the_session_without_a_word() {
 #[tokio::test]
 async fn a_restart_begins_cids_anew_and_clients_return() {
     let directory = tempfile::tempdir().unwrap();
-    let daemon = builder(directory.path(), "restart").timing(quick());
+    let timing = Timing {
+        // Long enough to find it restarting, also on a busy machine.
+        restart_pause: Duration::from_secs(1),
+        ..quick()
+    };
+    let daemon = builder(directory.path(), "restart").timing(timing);
     let daemon = daemon.start().await.unwrap();
     daemon
         .connect(ClientSpec::new("gone").stays_away())
@@ -167,7 +172,12 @@ async fn a_restart_begins_cids_anew_and_clients_return() {
 #[tokio::test]
 async fn a_leaving_client_says_so_and_lingers() {
     let directory = tempfile::tempdir().unwrap();
-    let daemon = builder(directory.path(), "leave").timing(quick());
+    let timing = Timing {
+        // Long enough to find it leaving, also on a busy machine.
+        delayed_exit: Duration::from_secs(1),
+        ..quick()
+    };
+    let daemon = builder(directory.path(), "leave").timing(timing);
     let daemon = daemon.start().await.unwrap();
     let mut manager = Manager::attach(&daemon).await;
     manager.send("log on\n").await;
@@ -239,6 +249,7 @@ async fn a_half_open_client_is_given_up() {
     let daemon = daemon.start().await.unwrap();
     let mut manager = Manager::attach(&daemon).await;
     manager.send("log on\n").await;
+    manager.until("SUCCESS").await;
     daemon.half_open().await.unwrap();
     manager.until("TLS handshake failed").await;
     assert!(daemon.clients().await.unwrap().is_empty());
