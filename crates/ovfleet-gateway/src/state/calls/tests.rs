@@ -5,7 +5,7 @@ use std::{
 };
 
 use ovfleet_proto::v1::{self, SetMuteRequest, SetMuteResponse};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::*;
 
@@ -80,14 +80,15 @@ async fn an_id_is_free_only_if_nothing_was_sent() {
     );
 
     let (caller, other) = (CallerName::new("bob"), request(1));
+    let begun = Notify::new();
     let cut = calls.once(&caller, "SetMute", "y", &other, async {
+        begun.notify_one();
         std::future::pending::<Result<SetMuteResponse, Status>>().await
     });
-    assert!(
-        tokio::time::timeout(Duration::from_millis(300), cut)
-            .await
-            .is_err()
-    );
+    tokio::select! {
+        answer = cut => panic!("{answer:?}"),
+        () = begun.notified() => {}
+    }
     let again = calls.once(&caller, "SetMute", "y", &other, async { done("again") });
     let again = again.await.map_err(|status| status.code());
     assert_eq!(again, Err(Code::DeadlineExceeded), "it may have been sent");
@@ -184,17 +185,20 @@ async fn once_in_state(
         request_id: "x".to_owned(),
         ..Default::default()
     };
+    let done = Notify::new();
     let work = async |key: CallKey| {
         if change {
             let noting = state.write(move |transaction| note_done(transaction, &key));
             noting.await.expect("it is written");
         }
+        done.notify_one();
         // The process ends here.
         std::future::pending().await
     };
-    let cut = calls.once_in_state(&caller, "DeleteInstance", "x", &request, work);
-    let cut = tokio::time::timeout(Duration::from_millis(300), cut).await;
-    cut.unwrap_or_else(|_| Err(status::shutting_down()))
+    tokio::select! {
+        answer = calls.once_in_state(&caller, "DeleteInstance", "x", &request, work) => answer,
+        () = done.notified() => Err(status::shutting_down()),
+    }
 }
 
 /// Fails if a change that is on disk is made again, or one that is not passes for made.
