@@ -94,7 +94,8 @@ async fn refusals_do_not_keep_from_attaching() {
 async fn late_reply_does_not_answer_the_next_command() {
     let daemon = Daemon::listen();
     let mut config = daemon.config();
-    config.timings.reply_deadline = Duration::from_millis(200);
+    // Also what each answer of the attach has, on a machine that is busy.
+    config.timings.reply_deadline = Duration::from_secs(1);
     let mut subject = Subject::start(config);
     let mut manager = daemon.attach().await;
     subject.wait_until(Condition::Attached).await;
@@ -113,12 +114,18 @@ async fn late_reply_does_not_answer_the_next_command() {
     manager.write(LOAD_STATS).await;
     subject.wait_until(Condition::Attached).await;
 
-    // The late answer went to who asked, and the next one gets its own. Being back is worth a snapshot, too.
+    // The late answer went to who asked, and the next one gets its own.
     let refused = within(slow).await.unwrap().unwrap_err();
     assert!(matches!(refused, CallError::Rejected { .. }), "{refused:?}");
     let handle = subject.handle.clone();
     let next = tokio::spawn(async move { handle.call(control(kill(9))).await });
-    manager.expect("client-kill 9").await;
+    // Being back is worth a snapshot, which is asked first unless there was one a moment ago.
+    let mut line = manager.read().await;
+    if line == "status 3" {
+        manager.write(STATUS).await;
+        line = manager.read().await;
+    }
+    assert_eq!(line, "client-kill 9");
     manager
         .write("SUCCESS: client-kill command succeeded\r\n")
         .await;
@@ -289,7 +296,7 @@ async fn a_full_lane_refuses() {
 async fn a_deadline_in_flight_is_an_unknown_outcome() {
     let (_daemon, subject, mut manager) = attached().await;
     let mut call = control(Command::Signal(Signal::Sigusr1));
-    call.deadline = Moment::now().monotonic + Duration::from_millis(300);
+    call.deadline = Moment::now().monotonic + Duration::from_secs(1);
     let unknown = subject.handle.call(call).await.unwrap_err();
     assert!(
         matches!(
