@@ -11,8 +11,8 @@ TEST_THREADS ?= 8
 # through sudo when make is not root. What is built still belongs to its builder.
 THROUGH_SUDO := --config 'target."cfg(unix)".runner = ["sudo", "-E"]'
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),$(THROUGH_SUDO))
-# What `make soak` runs: names of tests, or parts of names. These have a long form.
-SOAK ?= faults:: races_ crowded:: together:: handover:: standby:: mutations:: memory_and_disk
+# What `make soak` runs: names of tests, or parts of names. These have a long form, or hold times to what is promised.
+SOAK ?= faults:: races_ crowded:: together:: handover:: standby:: mutations:: arrivals:: outage:: slow:: memory_and_disk
 # Of `make fuzz`, over all targets together.
 FUZZ_SECONDS ?= 600
 

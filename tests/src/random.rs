@@ -1,6 +1,9 @@
 //! Random runs that can be run again.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
 /// Numbers that follow from a seed.
 #[derive(Clone, Debug)]
@@ -72,4 +75,11 @@ impl Random {
 #[must_use]
 pub fn soak() -> bool {
     std::env::var_os("OVFLEET_SOAK").is_some_and(|value| value != "0")
+}
+
+/// How long something may take for which `promised` is promised: that in soak, and three times that in the gate, where
+/// other tests have the processors too, and those may be slow.
+#[must_use]
+pub fn allowed(promised: Duration) -> Duration {
+    if soak() { promised } else { promised * 3 }
 }

@@ -19,6 +19,7 @@ use ovfleet_tests::{
     api::{all, reason, timed},
     events::EventLog,
     poll_until,
+    random::allowed,
 };
 use tempfile::TempDir;
 use tonic::Code;
@@ -118,7 +119,7 @@ impl Lab {
         for _ in 0..CHANGES_MAX {
             if let Some((took, message)) = self.change().await? {
                 eprintln!("refused after {took:?}: {message}");
-                ensure!(took <= REFUSED_MAX, "{took:?}");
+                ensure!(took <= allowed(REFUSED_MAX), "{took:?}");
                 ensure!(words.iter().all(|word| message.contains(word)), "{message}");
                 return self.kill_is_refused().await;
             }
@@ -137,7 +138,8 @@ impl Lab {
         let before = self.kills();
         let asked = Instant::now();
         let refused = self.api.kill(kill).await.err();
-        ensure!(asked.elapsed() <= REFUSED_MAX, "{:?}", asked.elapsed());
+        let took = asked.elapsed();
+        ensure!(took <= allowed(REFUSED_MAX), "{took:?}");
         ensure_unavailable(&refused.context("it was carried out")?)?;
         ensure!(self.kills() == before, "it was carried out");
         Ok(())
@@ -198,7 +200,9 @@ impl Lab {
             })
             .await?;
         self.api.clients(ClientFilter::default()).await?;
-        ensure!(asked.elapsed() < REFUSED_MAX * 2, "{:?}", asked.elapsed());
+        // Who waits for the slow disk is here later.
+        let took = asked.elapsed();
+        ensure!(took <= allowed(REFUSED_MAX), "{took:?}");
         Ok(())
     }
 
@@ -222,7 +226,7 @@ impl Lab {
         made.await.with_context(|| format!("{last:?}"))?;
         let took = over.elapsed();
         eprintln!("changes are made {took:?} after the fault");
-        ensure!(took <= RECOVERY_MAX, "{took:?}");
+        ensure!(took <= allowed(RECOVERY_MAX), "{took:?}");
         ensure!(self.trouble().await?.is_none());
         self.looks().await
     }

@@ -13,7 +13,7 @@ use ovfleet_tests::{
     Api, Gateway, GatewayConfig, InstanceConfig,
     events::{EventLog, Item, Received},
     poll_until,
-    random::{Random, soak},
+    random::{Random, allowed, soak},
 };
 use tokio::sync::oneshot;
 
@@ -173,7 +173,7 @@ async fn streams_go_on_at_the_standby() -> Result<()> {
         fleet.clients
     );
     // Twenty at once, on processors that are busy: what one takes is measured where there are two.
-    ensure!(slowest <= 2 * TAKEN_OVER, "{slowest:?}");
+    ensure!(slowest <= allowed(2 * TAKEN_OVER), "{slowest:?}");
     Ok(())
 }
 
