@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-/// How long a condition that does not hold yet is left alone.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How long a condition that does not hold yet is left alone: at first, and doubled each time up to this.
+const POLL_INTERVAL: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(20)];
 
 /// Asks `attempt` until it gives a value, and gives that value.
 ///
@@ -20,6 +20,7 @@ pub async fn poll_until<T>(
     mut attempt: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let started = Instant::now();
+    let [mut interval, longest] = POLL_INTERVAL;
     loop {
         if let Some(value) = attempt()
             .await
@@ -30,6 +31,7 @@ pub async fn poll_until<T>(
         if started.elapsed() >= timeout {
             bail!("waited {timeout:?} in vain for {what}");
         }
-        tokio::time::sleep(POLL_INTERVAL).await;
+        tokio::time::sleep(interval).await;
+        interval = longest.min(interval * 2);
     }
 }
