@@ -477,6 +477,14 @@ impl Gateway {
         self.process.wait(timeout).await
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// The operating system refuses to say.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.process.exit_status()?.is_some())
+    }
+
     /// Ends it at once, as a crash would.
     pub fn kill(&mut self) {
         self.process.kill();

@@ -11,7 +11,7 @@ use ovfleet_tests::{
 };
 use tonic::Code;
 
-use super::{DIES, Lab};
+use super::{DIES, lab::Lab};
 
 /// A kill that was asked for: its id, its only target, and what was answered, if anything was.
 pub(super) struct Asked {
