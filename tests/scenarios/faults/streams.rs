@@ -101,6 +101,11 @@ pub(super) fn note(said: &Said, lane: usize, carrier: Carrier) -> usize {
     lane.len() - 1
 }
 
+/// Takes the last fact of a daemon off the list, which was not on the wire.
+pub(super) fn take_back(said: &Said, lane: usize) {
+    lock(said)[lane].pop();
+}
+
 /// What a reader asks for.
 #[derive(Clone, Debug)]
 pub(super) struct Wish {

@@ -16,7 +16,7 @@ use super::{
     kills::{Asked, kill},
     registry::Registry,
 };
-use crate::faults::streams::{Carrier, DAEMONS, Said, note};
+use crate::faults::streams::{Carrier, DAEMONS, Said, note, take_back};
 
 /// Kills under way at once.
 const KILLS: usize = 6;
@@ -199,8 +199,10 @@ impl Lab {
                     let carrier =
                         *random.pick(&[Carrier::Echo, Carrier::Info, Carrier::Unrecognized]);
                     let number = note(said, lane, carrier);
-                    // It is on nobody's wire when there is no manager: the gap of that time covers it.
-                    let _ = daemon.raw(carrier.line(number)).await;
+                    if daemon.raw(carrier.line(number)).await.is_err() {
+                        // On nobody's wire: there is no manager.
+                        take_back(said, lane);
+                    }
                 }
                 registry.change(&calls, random).await;
                 Ok(gateway.has_ended()?.then_some(()))
