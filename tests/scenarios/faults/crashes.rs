@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
-use ovfleet_proto::v1::{self, KillClientsResponse};
+use ovfleet_proto::v1::{self, Durability, KillClientsResponse};
 use ovfleet_tests::{
     Api,
     api::timed,
@@ -217,7 +217,9 @@ impl Lane {
         for asked in &asked {
             let (answer, outcome) = settle(lab, &mut api, asked).await?;
             *tally.outcomes.entry((point, outcome)).or_default() += 1;
-            if let Some(answer) = answer {
+            if let Some(answer) = answer
+                && answer.durability() != Durability::Memory
+            {
                 old.push((asked.id.clone(), answer));
             }
         }
