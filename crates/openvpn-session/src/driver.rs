@@ -26,6 +26,9 @@ use crate::turns::TableTurn;
 
 /// Most bytes read in a row before the other sessions of the thread have their turn.
 const TURN_BYTES_MAX: usize = 64 * 1024;
+/// Most notifications and answers of a turn, give or take those of one line: a daemon may write one with every byte, and
+/// each may take as long as some hundred bytes of a status.
+const TURN_OUTPUTS_MAX: usize = 256;
 /// Most bytes read before a command is sent. What the kernel holds for a socket is less (`net.ipv4.tcp_rmem`: 6 MiB),
 /// so that everything that had arrived when the read began has been seen.
 const DRAIN_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -123,7 +126,8 @@ impl<'a, O: Observer> Driver<'a, O> {
     /// Does all there is to do now; gives whether the socket was read to its end.
     fn advance(&mut self) -> Result<bool, Ended> {
         let now = Moment::now().monotonic;
-        let is_drained = self.pace.is_paused(now) || self.receive(Link::receive, TURN_BYTES_MAX)?;
+        let is_drained = self.pace.is_paused(now)
+            || self.receive(Link::receive, TURN_BYTES_MAX, TURN_OUTPUTS_MAX)?;
         self.handle_time()?;
         self.handle_turned_away();
         while self.dispatch()? {
@@ -133,16 +137,18 @@ impl<'a, O: Observer> Driver<'a, O> {
         Ok(is_drained)
     }
 
-    /// Reads into the protocol, and tells what it has to say; `false` if there may be more than `bytes_max`.
+    /// Reads into the protocol, and tells what it has to say; `false` if there may be more than `bytes_max` or
+    /// `outputs_max`.
     fn receive(
         &mut self,
         receive: fn(&mut Link, Instant) -> io::Result<Received>,
         bytes_max: usize,
+        outputs_max: usize,
     ) -> Result<bool, Ended> {
-        let mut length = 0;
+        let (mut length, mut outputs) = (0, 0);
         let lines_wanted = self.report.mailbox.tap.lines_wanted();
         self.link.connection.tell_lines(lines_wanted);
-        while length < bytes_max {
+        while length < bytes_max && outputs < outputs_max {
             let now = Moment::now();
             match receive(&mut self.link, now.monotonic) {
                 Ok(Received::Bytes(more)) => {
@@ -159,7 +165,7 @@ impl<'a, O: Observer> Driver<'a, O> {
                 }
                 Err(error) => return Err(broken(&error)),
             }
-            self.handle_outputs(now)?;
+            outputs += self.handle_outputs(now)?;
         }
         Ok(false)
     }
@@ -306,7 +312,7 @@ impl<'a, O: Observer> Driver<'a, O> {
     fn send_call(&mut self, queued: Queued) -> Result<(), Ended> {
         let Queued { call, reply, .. } = queued;
         // The guard must know all that the daemon had said by now, also what no poll has found yet.
-        if let Err(ended) = self.receive(Link::receive_unannounced, DRAIN_BYTES_MAX) {
+        if let Err(ended) = self.receive(Link::receive_unannounced, DRAIN_BYTES_MAX, usize::MAX) {
             let condition = Condition::Connecting;
             drop(reply.send(Err(NotSent::Detached { condition }.into())));
             return Err(ended);
@@ -363,9 +369,11 @@ impl<'a, O: Observer> Driver<'a, O> {
             .map_err(NotSent::Guard)
     }
 
-    /// Tells what the protocol has to say.
-    fn handle_outputs(&mut self, now: Moment) -> Result<(), Ended> {
+    /// Tells what the protocol has to say; gives how much that was.
+    fn handle_outputs(&mut self, now: Moment) -> Result<usize, Ended> {
+        let mut outputs = 0;
         while let Some(output) = self.link.poll_output() {
+            outputs += 1;
             match output {
                 Output::Notification(notification) => self.handle_notification(notification, now),
                 Output::Line(line) => self.report.mailbox.tap.tell(&line),
@@ -386,7 +394,7 @@ impl<'a, O: Observer> Driver<'a, O> {
                 | Output::Greeted { .. } => {}
             }
         }
-        Ok(())
+        Ok(outputs)
     }
 
     fn observe(&mut self, observation: Observation, now: Moment) {

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -360,4 +360,35 @@ async fn a_hold_is_released_unless_it_is_to_be_kept() {
     subject.wait_until(Condition::Attached).await;
     manager.write(hold).await;
     manager.expect_silence().await;
+}
+
+/// A daemon may have something to tell in every byte: if all that was read at once were one turn, the calls and the
+/// other sessions of the thread would wait for tens of thousands of notifications.
+#[tokio::test]
+async fn others_have_their_turn_between_many_lines() {
+    const LINES: usize = 9_000;
+    let daemon = Daemon::listen();
+    let told = Arc::new(AtomicUsize::new(0));
+    let (counted, others) = (Arc::clone(&told), Arc::clone(&told));
+    let mut subject = Subject::start_with(daemon.config(), move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Hint::None
+    });
+    let mut manager = daemon.attach().await;
+    subject.wait_until(Condition::Attached).await;
+    let other = tokio::spawn(async move {
+        let mut most = 0;
+        let mut seen = others.load(Ordering::Relaxed);
+        let last = seen + LINES;
+        while seen < last {
+            tokio::task::yield_now().await;
+            let now = others.load(Ordering::Relaxed);
+            most = most.max(now - seen);
+            seen = now;
+        }
+        most
+    });
+    manager.write(&"\n".repeat(LINES)).await;
+    let most = within(other).await.unwrap();
+    assert!(most <= 512, "{most} of {LINES} in a row");
 }
