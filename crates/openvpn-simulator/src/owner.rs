@@ -261,6 +261,10 @@ impl Owner {
         if !self.engine.output().is_empty() {
             return;
         }
+        if self.engine.never_ends() {
+            self.engine.refill();
+            return;
+        }
         let mut buffer = [0; READ_BYTES];
         match attached.connection.try_read(&mut buffer) {
             Ok(0) => self.detach(),

@@ -526,6 +526,22 @@ async fn evil_in_replies() {
     );
 }
 
+/// OpenVPN writes a reply in one go: whoever gave an answer in the middle of an endless one would let its manager believe
+/// that the two are in step again.
+#[tokio::test]
+async fn an_endless_reply_has_no_other_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = misbehaving(directory.path(), Misbehaviour::EndlessReplies).await;
+    let mut manager = Manager::attach(&daemon).await;
+    manager.send("version\n").await;
+    manager.until("CONNECTED,SUCCESS").await;
+    manager.send("load-stats\n").await;
+    for _ in 0..50_000 {
+        let line = manager.line().await.unwrap();
+        assert!(!line.starts_with("SUCCESS"), "{line}");
+    }
+}
+
 #[tokio::test]
 async fn evil_in_notifications() {
     let directory = tempfile::tempdir().unwrap();

@@ -87,6 +87,14 @@ impl Engine {
         self.flow.is_some()
     }
 
+    /// Whether it is in the middle of something it will never be done with: it hears nothing more.
+    pub(crate) fn never_ends(&self) -> bool {
+        match self.flow {
+            None | Some(Flow::Burst { .. }) => false,
+            Some(Flow::EndlessLine | Flow::EndlessEnv { .. } | Flow::EndlessReply { .. }) => true,
+        }
+    }
+
     /// Most bytes that may wait for a manager that does not read.
     pub(crate) fn output_bytes_max(&self) -> usize {
         let is_huge = |wrong: &Misbehaviour| matches!(wrong, Misbehaviour::HugeStatus { .. });
