@@ -30,7 +30,7 @@ async fn wait_streams(gateway: &Gateway, count: usize) -> Result<()> {
 /// and what lies before and behind its end is told once and in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_go_on_where_they_were_when_a_gateway_ended_in_order() -> Result<()> {
-    let (rounds, facts) = if soak() { (20, 2_000) } else { (3, 400) };
+    let (rounds, facts) = if soak() { (20, 5_000) } else { (3, 400) };
     let mut random = Random::seeded("restarts");
     let started = Instant::now();
     // So little disk that a flood of log lines does not fit.
@@ -82,6 +82,7 @@ async fn streams_go_on_where_they_were_when_a_gateway_ended_in_order() -> Result
         let (end, status) = futures_util::future::try_join(holding, ending).await?;
         ensure!(status.success(), "{status}");
         ensure!(matches!(end, End::Drained), "no last word: {end:?}");
+        fleet.everybody_leaves().await?;
         fleet.gateway.start_again().await?;
         Api::connect(&fleet.gateway).await?.wait_attached().await?;
     }
