@@ -24,7 +24,7 @@ use super::{
 
 /// A new client is known as soon as its daemon says so; this covers a busy machine.
 pub(super) const SOON: Duration = Duration::from_secs(15);
-/// A slot without a greeting counts as busy after 5 s; 300,000 rows take longer on a busy machine.
+/// A slot without a greeting counts as busy after 5 s; a million rows take longer on a busy machine.
 const NAMED: Duration = Duration::from_secs(60);
 /// A call that concerns healthy daemons only.
 const UNDISTURBED: Duration = Duration::from_secs(2);
@@ -32,6 +32,8 @@ const UNDISTURBED: Duration = Duration::from_secs(2);
 const ATTACHED: Duration = Duration::from_secs(5);
 /// The same where it may have broken the protocol before, and is dialled after up to 30 s.
 const ATTACHED_AGAIN: Duration = Duration::from_secs(35);
+/// By then the gateway has seen what it will see of a provocation.
+const PROVOKED_AGAIN: Duration = Duration::from_secs(2);
 /// Forty evil daemons are no reason to use more than this.
 const MEMORY_MAX_KIB: u64 = 400 * 1024;
 
@@ -40,6 +42,10 @@ pub(super) async fn provoke(daemon: &Daemon) {
     // Some greet nobody, and some are past serving anybody.
     let patience = if soak() { ATTACHED_AGAIN } else { ATTACHED };
     let _ = tokio::time::timeout(patience, daemon.wait_attached()).await;
+    let_clients_connect(daemon).await;
+}
+
+async fn let_clients_connect(daemon: &Daemon) {
     for number in 0..5 {
         let client = ClientSpec::new(format!("provoker {number}"));
         let _ = daemon.connect(client).await;
@@ -47,8 +53,13 @@ pub(super) async fn provoke(daemon: &Daemon) {
 }
 
 /// Waits until the gateway has seen through a daemon, as far as there is anything to see.
-pub(super) async fn judge(api: &mut Api, name: &str, verdict: Verdict) -> Result<()> {
+///
+/// It is provoked again until then: a session that was not there yet, or was lost just before, has seen nothing of what
+/// it was provoked to the first time.
+pub(super) async fn judge(api: &mut Api, daemon: &Daemon, verdict: Verdict) -> Result<()> {
+    let name = daemon.name();
     let mut last = None;
+    let mut provoked = Instant::now();
     let judged = poll_until(&format!("the verdict on {name}"), NAMED, async || {
         let status = api.status(name).await?;
         let attached = status.condition() == Condition::Attached;
@@ -58,6 +69,10 @@ pub(super) async fn judge(api: &mut Api, name: &str, verdict: Verdict) -> Result
             Verdict::Lived => attached,
             Verdict::Either => attached || !status.reason.is_empty(),
         };
+        if !is_there && daemon.is_attached() && provoked.elapsed() >= PROVOKED_AGAIN {
+            let_clients_connect(daemon).await;
+            provoked = Instant::now();
+        }
         last = Some(status);
         Ok(is_there.then_some(()))
     })
@@ -92,8 +107,8 @@ async fn evil_daemons_harm_nobody() -> Result<()> {
         .await?;
     futures_util::future::join_all(daemons.iter().map(provoke)).await;
 
-    for Wrong { name, verdict, .. } in &zoo {
-        judge(&mut api, name, *verdict).await?;
+    for (Wrong { verdict, .. }, daemon) in zoo.iter().zip(&daemons) {
+        judge(&mut api, daemon, *verdict).await?;
     }
 
     // The healthy one answers as before, in the middle of it.

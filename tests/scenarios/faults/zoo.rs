@@ -52,8 +52,8 @@ pub(super) fn zoo() -> Vec<Wrong> {
 
     let says = |bytes: &[u8]| Evil::Interjects(bytes.to_vec());
     let interrupts = |bytes: &[u8]| Evil::InterjectsInside(bytes.to_vec());
-    let rows = if soak() { 300_000 } else { 30_000 };
-    let lines = if soak() { 300_000 } else { 50_000 };
+    let rows = if soak() { 1_000_000 } else { 30_000 };
+    let lines = if soak() { 1_000_000 } else { 50_000 };
     let wrong = |name, evil, verdict| Wrong {
         name,
         evil,
