@@ -181,17 +181,46 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::types::Value;
+
     use super::*;
 
-    /// Fails if a file of an older version loses anything on the way, or stops half way.
+    /// The tables of a file, each with its columns.
+    fn tables(connection: &Connection) -> Vec<(String, String)> {
+        let query = r#"SELECT name, (SELECT group_concat('"' || name || '"') FROM pragma_table_info(tables.name))
+                       FROM sqlite_schema AS tables WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"#;
+        let mut statement = connection.prepare(query).expect("it is SQL");
+        let tables = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        let tables: rusqlite::Result<_> = tables.and_then(Iterator::collect);
+        tables.expect("it is read")
+    }
+
+    fn rows(connection: &Connection, table: &str, columns: &str) -> Vec<Vec<Value>> {
+        let query = format!("SELECT {columns} FROM {table}");
+        let mut statement = connection.prepare(&query).expect("they are there");
+        let count = statement.column_count();
+        let rows = statement.query_map([], |row| (0..count).map(|at| row.get(at)).collect());
+        let rows: rusqlite::Result<_> = rows.and_then(Iterator::collect);
+        rows.expect("it is read")
+    }
+
+    /// Fails if a file of an older version loses or changes anything on the way, or stops half way.
     #[test]
     fn an_older_file_becomes_a_new_one_with_all_it_has() {
         let mut connection = Connection::open_in_memory().expect("it opens");
         let fill = "
             INSERT INTO meta VALUES ('probe', 1);
-            INSERT INTO events VALUES (7, 5, 0, 'client.established', 'eu1', NULL, 0, x'01');
-            INSERT INTO gaps VALUES (1, 7, 1, 'COMPACTED', 5, NULL, NULL, NULL, NULL, NULL, NULL);
+            INSERT INTO runs VALUES (1, 2, 3, 4, NULL);
+            INSERT INTO labels VALUES (1, '{\"site\":\"eu\"}');
+            INSERT INTO events VALUES (7, 5, 0, 'client.established', 'eu1', 1, 0, x'01');
+            INSERT INTO events VALUES (9, 6, 1, 'instance.log', 'eu1', NULL, 0, x'02');
+            INSERT INTO gaps VALUES (1, 3, 1, 'COMPACTED', 5, NULL, NULL, 1, NULL, NULL, NULL);
+            INSERT INTO gaps VALUES (2, 9, 1, 'COMPACTED', 6, NULL, NULL, NULL, NULL, NULL, NULL);
+            INSERT INTO gaps VALUES (3, 10, 0, 'UNOBSERVED', 6, 'eu1', 1, NULL, NULL, 5, 6);
+            UPDATE classes SET events = 1, bytes = 2, through = 6, through_time = 4, evicted = 3 WHERE class = 1;
+            INSERT INTO generations VALUES ('eu1', 'unix:/eu1', 2, 3, 4, 5, 6);
             INSERT INTO actions VALUES (3, 'alice', 'KillClients', 'x', x'00', 5, 2, 1, x'02');
+            INSERT INTO action_results VALUES (3, 0, x'05');
             INSERT INTO calls VALUES (4, 'alice', 'SetMute', 'y', x'00', 5, 2, x'03');
             INSERT INTO registry VALUES ('eu2', x'04', 'a while', 5);
         ";
@@ -200,17 +229,36 @@ mod tests {
         connection
             .pragma_update(None, "user_version", 1)
             .expect("it is set");
+        let before = tables(&connection).into_iter().map(|(table, columns)| {
+            let rows = rows(&connection, &table, &columns);
+            assert!(!rows.is_empty(), "{table} is not tested");
+            (table, columns, rows)
+        });
+        let before: Vec<_> = before.collect();
         for _ in 0..2 {
             migrate(&mut connection).expect("it becomes a new one");
             assert_eq!(version(&connection), Ok(VERSION));
-            for table in ["meta", "events", "gaps", "actions", "calls", "registry"] {
-                let count = format!("SELECT count(*) FROM {table}");
-                let count = connection.query_row(&count, [], |row| row.get::<_, u32>(0));
-                assert_eq!(count, Ok(1), "{table}");
+            for (table, columns, had) in &before {
+                assert_eq!(&rows(&connection, table, columns), had, "{table}");
             }
+            // What an older version did not note: they begin to grow old now, and how far a gap reaches.
+            let ages =
+                "SELECT age FROM events UNION SELECT age FROM gaps UNION SELECT age FROM actions
+                        UNION SELECT age FROM calls UNION SELECT age FROM clock";
+            assert_eq!(
+                rows(&connection, &format!("({ages})"), "age"),
+                [[Value::Integer(0)]]
+            );
+            let through = rows(&connection, "gaps ORDER BY id", "through");
+            assert_eq!(through.concat(), [8, 10, 10].map(Value::Integer));
+            let missing = rows(
+                &connection,
+                "missing",
+                "class, kind, instance, through, time",
+            );
+            let text = |text: &str| Value::Text(text.to_owned());
+            let [one, four, six] = [1, 4, 6].map(Value::Integer);
+            assert_eq!(missing, [[one, text("log"), text("/"), six, four]]);
         }
-        let ages = "SELECT max((SELECT age FROM events), (SELECT age FROM actions), (SELECT age FROM calls))";
-        let ages = connection.query_row(ages, [], |row| row.get::<_, i64>(0));
-        assert_eq!(ages, Ok(0), "they begin to grow old now");
     }
 }
