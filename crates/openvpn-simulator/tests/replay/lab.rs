@@ -1,8 +1,12 @@
 //! Processes of a real OpenVPN and the certificates they need.
 
 use std::cell::RefCell;
+use std::net::{TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -63,15 +67,26 @@ pub(crate) fn openvpn(directory: &Path, name: &str, config: &str) -> Process {
     Process(RefCell::new(child))
 }
 
+/// A port of 127.0.0.1 that is nobody else's as long as this process runs: below those that the system gives away by
+/// itself, and claimed by an abstract socket, which other test processes see too.
 pub(crate) fn free_port() -> io::Result<u16> {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
-    Ok(socket.local_addr()?.port())
-}
-
-/// The same for TCP, whose ports are others.
-pub(crate) fn free_tcp_port() -> io::Result<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    Ok(listener.local_addr()?.port())
+    const FIRST: u16 = 30_000;
+    const COUNT: u16 = 2_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    for _ in 0..COUNT {
+        let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
+        let name = SocketAddr::from_abstract_name(format!("ovfleet-replay/{port}"))?;
+        let Ok(claim) = UnixListener::bind_addr(&name) else {
+            continue;
+        };
+        let address = ("127.0.0.1", port);
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            // The kernel gives it up when the process ends.
+            std::mem::forget(claim);
+            return Ok(port);
+        }
+    }
+    Err(io::Error::other(format!("all {COUNT} ports are taken")))
 }
 
 /// An authority, and what it signed for the server.

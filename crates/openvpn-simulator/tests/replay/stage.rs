@@ -12,7 +12,7 @@ use openvpn_simulator::{Address, Daemon, How};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::{sleep, timeout};
 
-use crate::lab::{Pki, Process, free_port, free_tcp_port, openvpn};
+use crate::lab::{Pki, Process, free_port, openvpn};
 use crate::manager::{Manager, PATIENCE, Reception};
 use crate::people::Resident;
 use crate::setup::{PASSWORD_FILE, Setup, WAITING};
@@ -47,7 +47,7 @@ impl Door {
     async fn new(setup: &Setup, directory: &Path, name: &str) -> Self {
         let address = match setup.password {
             true => {
-                let port = free_tcp_port().unwrap();
+                let port = free_port().unwrap();
                 Address::Tcp(format!("127.0.0.1:{port}").parse().unwrap())
             }
             false => Address::Unix(directory.join(format!("{name}.sock"))),
@@ -99,11 +99,7 @@ impl<'a> Real<'a> {
         pki: &'a Pki,
         people: &'a [Resident],
     ) -> Self {
-        let port = match setup.tcp {
-            true => free_tcp_port(),
-            false => free_port(),
-        };
-        let port = port.unwrap();
+        let port = free_port().unwrap();
         let squatter = match setup.port_taken {
             true => Some(UdpSocket::bind(("0.0.0.0", port)).await.unwrap()),
             false => None,
