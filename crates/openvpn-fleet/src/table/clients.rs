@@ -90,6 +90,11 @@ impl Clients {
         self.words = None;
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_indexed(&self) -> bool {
+        self.words.is_some()
+    }
+
     /// The first `most` of those that are meant with `wanted`, in order of CID.
     fn find(&mut self, wanted: &[u8], is_meant: impl Fn(&Client) -> bool, most: usize) -> Vec<Cid> {
         if self.words.is_none() && self.scans < SCANS_MAX {

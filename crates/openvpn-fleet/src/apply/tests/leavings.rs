@@ -1,12 +1,10 @@
 //! Clients that leave by the thousand.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::apply::told::{BEGIN, Told, status};
 
 const CLIENTS: u64 = 20_000;
-/// It takes a tenth of that in a debug build; looking through all rows for each took minutes.
-const SOON: Duration = Duration::from_secs(20);
 
 /// A daemon's log names each client that leaves. If each were looked for among all, a site that loses its uplink would
 /// keep its session's thread for as long as everybody of a large daemon needs to leave.
@@ -28,12 +26,12 @@ fn thousands_that_leave_at_once_are_found() {
             1000 + cid
         ));
     }
-    let took = began.elapsed();
-    eprintln!("{CLIENTS} signs of leaving in {took:.1?}");
+    eprintln!("{CLIENTS} signs of leaving in {:.1?}", began.elapsed());
     let leaving = told
         .table
         .clients()
         .filter(|client| told.table.leaving(client.cid()).is_some());
     assert_eq!(leaving.count(), names.len());
-    assert!(took < SOON, "{took:?}");
+    // Looking through all rows for each took minutes in a debug build.
+    assert!(told.table.clients.is_indexed());
 }
