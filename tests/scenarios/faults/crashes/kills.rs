@@ -9,7 +9,7 @@ use ovfleet_tests::{
     api::{by_name, named, reason, timed},
     poll_until,
 };
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::{DIES, lab::Lab};
 
@@ -22,16 +22,20 @@ pub(super) struct Asked {
     pub(super) answer: Option<KillClientsResponse>,
 }
 
-/// Kills until it is answered, or the gateway is gone. A disk that a busy machine makes wait is no answer.
+/// Kills until it is answered, or the gateway is gone.
 pub(super) async fn kill(mut api: Api, asked: &Asked) -> Option<KillClientsResponse> {
-    let answered = poll_until("the kill to be taken", DIES, async || {
+    ask(&mut api, asked).await.ok()?.ok()
+}
+
+/// What a gateway says to a kill. A disk that a busy machine makes wait is no answer.
+async fn ask(api: &mut Api, asked: &Asked) -> Result<Result<KillClientsResponse, Status>> {
+    let said = poll_until("the kill to be taken", DIES, async || {
         match api.kill(request(asked)).await {
-            Ok(response) => Ok(Some(response)),
             Err(status) if reason(&status).as_deref() == Some("STATE_UNAVAILABLE") => Ok(None),
-            Err(status) => Err(status.into()),
+            said => Ok(Some(said)),
         }
     });
-    answered.await.ok()
+    said.await
 }
 
 fn request(asked: &Asked) -> KillClientsRequest {
@@ -97,7 +101,7 @@ pub(super) async fn settle(
         _ => {}
     }
     // Only what was never promised may be sent now.
-    let again = match api.kill(request(asked)).await {
+    let again = match ask(api, asked).await? {
         Ok(again) => again,
         Err(status) if status.code() == Code::Aborted => {
             // The id is spent, and it says what became of it.
