@@ -237,9 +237,9 @@ async fn a_change_that_a_crash_cut_off_is_made_once() -> Result<()> {
     let mut lab = Lab::start(GatewayConfig::new().set("state_dir", "state")).await?;
     // Before it is made, and between that and its answer.
     for (failpoint, is_made) in [
-        ("action.after_intent=abort", false),
-        ("inventory.after_write=abort", true),
-        ("action.before_outcome=abort", true),
+        ("action.after_intent=kill", false),
+        ("inventory.after_write=kill", true),
+        ("action.before_outcome=kill", true),
     ] {
         lab.gateway.kill();
         lab.start_again(Some(failpoint)).await?;

@@ -305,7 +305,7 @@ async fn an_action_cut_off_by_a_crash_is_finished_and_never_sent_again() -> Resu
         ("action.after_send", 1, Outcome::Unknown),
         ("action.before_outcome", 1, Outcome::Unknown),
     ] {
-        let armed = format!("{point}=abort");
+        let armed = format!("{point}=kill");
         let config = GatewayConfig::new().environment("OVFLEET_FAILPOINT", &armed);
         let mut lab = Lab::start(config).await?;
         lab.connect("alice").await?;

@@ -1,8 +1,8 @@
 //! Failpoints: places where tests make a gateway die, wait or fail, armed by an environment variable at its start.
 //!
 //! ```text
-//! OVFLEET_FAILPOINT='action.after_intent=abort'       ends the process there, as kill -9 does
-//! OVFLEET_FAILPOINT='action.after_send=abort@3'       at the third time
+//! OVFLEET_FAILPOINT='action.after_intent=kill'        ends the process there, by SIGKILL
+//! OVFLEET_FAILPOINT='action.after_send=kill@3'        at the third time
 //! OVFLEET_FAILPOINT='state.write=delay:5s*2'          waits there, the first two times
 //! OVFLEET_FAILPOINT='state.write=error@10*20'         fails there, the tenth to the twenty-ninth time
 //! OVFLEET_FAILPOINT='session.task:eu1=panic'          panics there, once, in the task of eu1
@@ -45,6 +45,8 @@ mod armed {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
+    use rustix::process::Signal;
+
     static FAILPOINTS: OnceLock<Vec<Failpoint>> = OnceLock::new();
 
     #[derive(Debug)]
@@ -62,7 +64,7 @@ mod armed {
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Action {
-        Abort,
+        Kill,
         Panic,
         Fail,
         Delay(Duration),
@@ -104,7 +106,7 @@ mod armed {
             }
             tracing::warn!(failpoint = self.name, action = ?self.action, time, "failpoint reached");
             match self.action {
-                Action::Abort => std::process::abort(),
+                Action::Kill => kill(),
                 Action::Panic => panic!("failpoint {}", self.name),
                 Action::Fail => true,
                 Action::Delay(delay) => {
@@ -113,6 +115,12 @@ mod armed {
                 }
             }
         }
+    }
+
+    fn kill() -> ! {
+        // This thread gets no further; others may, until the signal has reached them.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+        std::process::abort()
     }
 
     impl FromStr for Failpoint {
@@ -130,7 +138,7 @@ mod armed {
                 None => (rest, 1),
             };
             let action = match action.split_once(':') {
-                None if action == "abort" => Action::Abort,
+                None if action == "kill" => Action::Kill,
                 None if action == "panic" || action == "panic-once" => Action::Panic,
                 None if action == "error" => Action::Fail,
                 Some(("delay", span)) => Action::Delay(duration(span).ok_or(())?),
@@ -164,12 +172,12 @@ mod armed {
         /// A harness that arms a point wrongly would pass for having tested it.
         #[test]
         fn what_is_armed_is_what_was_written() {
-            let armed = parse("a.b=abort@3; c=delay:20ms*2;session.task:eu1=panic-once").unwrap();
-            assert_eq!((armed[0].action, armed[0].first), (Action::Abort, 3));
+            let armed = parse("a.b=kill@3; c=delay:20ms*2;session.task:eu1=panic-once").unwrap();
+            assert_eq!((armed[0].action, armed[0].first), (Action::Kill, 3));
             assert_eq!(armed[1].action, Action::Delay(Duration::from_millis(20)));
             assert_eq!(armed[1].times, 2);
             assert_eq!((armed[2].of.as_str(), armed[2].times), ("eu1", 1));
-            for wrong in ["a", "a=", "a=die", "a=delay", "a=abort@x", "a=error*"] {
+            for wrong in ["a", "a=", "a=die", "a=delay", "a=kill@x", "a=error*"] {
                 assert_eq!(parse(wrong).unwrap_err(), wrong);
             }
         }

@@ -167,7 +167,7 @@ async fn lane(crashes: Vec<(usize, Random)>) -> Result<Tally> {
         let point = point.map_or(IN_MIGRATION, |_| first);
         lane.crash(crash, &mut random, (first, time), point)
             .await
-            .with_context(|| format!("crash {crash}, {point}, {first}=abort@{time}"))?;
+            .with_context(|| format!("crash {crash}, {point}, {first}=kill@{time}"))?;
     }
     let Lane {
         lab,

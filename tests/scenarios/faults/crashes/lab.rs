@@ -121,7 +121,7 @@ impl Lab {
     async fn has_died(&mut self) -> Result<()> {
         let status = self.gateway.wait_ended(DIES).await?;
         let ended_by = status.signal();
-        ensure!(ended_by == Some(Signal::ABORT.as_raw()), "{status}");
+        ensure!(ended_by == Some(Signal::KILL.as_raw()), "{status}");
         Ok(())
     }
 
@@ -132,7 +132,7 @@ impl Lab {
         random: &mut Random,
     ) -> Result<()> {
         let migrations = go_back(&self.directory.path().join("state/state.db"))?;
-        let failpoint = format!("{point}=abort@{}", 1 + random.below(migrations));
+        let failpoint = format!("{point}=kill@{}", 1 + random.below(migrations));
         let serving = self.start_armed(&failpoint).await?;
         ensure!(
             serving.is_none(),
@@ -161,7 +161,7 @@ impl Lab {
         crash: usize,
         (point, time): (&str, u64),
     ) -> Result<Vec<Asked>> {
-        let failpoint = format!("{point}=abort@{time}");
+        let failpoint = format!("{point}=kill@{time}");
         let Some(mut api) = self.start_armed(&failpoint).await? else {
             return Ok(Vec::new());
         };
