@@ -345,9 +345,7 @@ async fn what_is_too_much_goes_and_is_told() {
     let mut reader = journal.reader(Start::Position(store.start()));
     for step in 0..10 {
         journal.append_all((0..500).map(|number| event(step * 500 + number)));
-        let taken = store
-            .take_all(&journal, &mut reader, SystemTime::now())
-            .await;
+        let taken = store.take_all(&journal, &mut reader, SystemTime::now).await;
         taken.expect("it is written");
     }
     let count = state.read(|connection| {

@@ -52,7 +52,7 @@ impl EventStore {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = has_news => {
-                    let taken = self.take_all(&journal, &mut reader, SystemTime::now()).await;
+                    let taken = self.take_all(&journal, &mut reader, SystemTime::now).await;
                     if taken.is_err() {
                         stop.run_until_cancelled(sleep(RETRY_INTERVAL)).await;
                     }
@@ -68,22 +68,24 @@ impl EventStore {
     }
 
     async fn finish(&self, journal: &Arc<Journal>, reader: &mut Reader) -> Result<(), WriteError> {
-        self.take_all(journal, reader, SystemTime::now()).await?;
+        self.take_all(journal, reader, SystemTime::now).await?;
         self.end(reader.position().sequence).await
     }
 
-    /// Takes what has happened by now, which is `now` by the calendar.
+    /// Takes what has happened by now; `calendar` dates what has no time of its own, batch by batch: one may wait for the
+    /// disk for hours.
     pub(crate) async fn take_all(
         &self,
         journal: &Arc<Journal>,
         reader: &mut Reader,
-        now: SystemTime,
+        calendar: impl Fn() -> SystemTime + Send,
     ) -> Result<(), WriteError> {
         let everything = EventFilter::everything();
         loop {
             // Moved on only once the batch is on disk.
             let mut next = reader.clone();
             let batch = journal.read(&mut next, BATCH_MAX, &everything);
+            let now = calendar();
             // What falls out of the ring in this very moment may be among it, and is told of once too often.
             let mut missing = if batch.items.iter().any(is_hole) {
                 journal.missing(reader)

@@ -243,7 +243,9 @@ impl Truth {
 
     pub(super) async fn write(&mut self) {
         let now = self.now();
-        let written = self.store.take_all(&self.journal, &mut self.written, now);
+        let written = self
+            .store
+            .take_all(&self.journal, &mut self.written, || now);
         written.await.expect("it is written");
         self.look_at_disk();
     }
