@@ -95,13 +95,15 @@ pub(crate) async fn carry_out<R>(
 
 /// The call may have had its effect although it failed.
 pub(crate) fn is_fate_unknown(status: &Status) -> bool {
-    // The gateway says of this one that nothing was done.
-    if reason(status) == "STATE_UNAVAILABLE" {
-        return false;
+    match reason(status).as_str() {
+        // Not the gateway's word: the connection broke, or the time was over.
+        "" => {
+            is_transport(status)
+                || is_timeout(status)
+                || matches!(status.code(), Code::Unavailable | Code::Cancelled)
+        }
+        reason => reason == "OUTCOME_UNKNOWN",
     }
-    is_transport(status)
-        || is_timeout(status)
-        || matches!(status.code(), Code::Unavailable | Code::Cancelled)
 }
 
 /// Results of KillClients, a row per client.
@@ -275,6 +277,8 @@ pub(crate) fn took(
 
 #[cfg(test)]
 mod tests {
+    use tonic_types::{ErrorDetails, StatusExt as _};
+
     use super::*;
 
     #[test]
@@ -313,5 +317,12 @@ mod tests {
         assert!(is_fate_unknown(&Status::cancelled("Timeout expired")));
         assert!(!is_fate_unknown(&Status::failed_precondition("too many")));
         assert!(!is_fate_unknown(&Status::permission_denied("read-only")));
+        let said = |reason: &str| {
+            let details = ErrorDetails::with_error_info(reason, "ovfleet", []);
+            Status::with_error_details(Code::Unavailable, "because", details)
+        };
+        assert!(!is_fate_unknown(&said("NOT_ATTACHED")));
+        assert!(!is_fate_unknown(&said("STATE_UNAVAILABLE")));
+        assert!(is_fate_unknown(&said("OUTCOME_UNKNOWN")));
     }
 }

@@ -166,7 +166,7 @@ impl<M: Message> Answers<M> {
 }
 
 fn failed(name: &str, status: &Status) -> String {
-    let doubt = if is_fate_unknown(status) && reason(status) != "NOT_SENT" {
+    let doubt = if is_fate_unknown(status) {
         " (it may have been carried out)"
     } else {
         ""
