@@ -34,6 +34,7 @@ test: ## All tests: units, real OpenVPN daemons, callers in Python and JavaScrip
 soak: ## Long forms of the tests with faults, SOAK names them; seeds and figures are printed
 	@scripts/setup openvpn python
 	$(CARGO) build --workspace --bins --locked
+	$(CARGO) build --release --bin ovfleet --locked
 	OVFLEET_SOAK=1 RUST_LIB_BACKTRACE=0 $(CARGO) test --locked --no-fail-fast -p openvpn-fleet -p ovfleet-tests --test fleet --test scenarios $(AS_ROOT) -- --test-threads 1 --nocapture $(SOAK)
 	OVFLEET_SOAK=1 RUST_LIB_BACKTRACE=0 $(CARGO) test --locked -p ovfleet-gateway --lib -- --nocapture $(SOAK)
 

@@ -75,6 +75,8 @@ pub struct GatewayConfig {
 /// How the process is started, each time.
 #[derive(Clone, Debug, Default)]
 struct Launch {
+    /// The release build.
+    optimized: bool,
     /// What it sees beside what everybody does.
     disk: Option<Arc<Disk>>,
     /// The limit of open files.
@@ -237,6 +239,13 @@ impl GatewayConfig {
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         let variable = (name.to_owned(), value.to_owned());
         self.launch.environment.push(variable);
+        self
+    }
+
+    /// Takes the release build, which is to be there, whatever these tests are: for what is measured.
+    #[must_use]
+    pub fn optimized(mut self) -> Self {
+        self.launch.optimized = true;
         self
     }
 
@@ -550,7 +559,7 @@ pub async fn run_cli(arguments: &[&str], environment: &[(&str, &str)]) -> Result
 }
 
 async fn run(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Result<CliOutput> {
-    let mut command = tokio::process::Command::from(mortal(binary()?));
+    let mut command = tokio::process::Command::from(mortal(binary(false)?));
     command.args(arguments).envs(environment.iter().copied());
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
@@ -568,8 +577,8 @@ async fn run(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> R
     })
 }
 
-/// `ovfleet`: what `OVFLEET_BIN` says, else the one built beside this test.
-fn binary() -> Result<PathBuf> {
+/// `ovfleet`: what `OVFLEET_BIN` says, else the one built beside this test, or the release build.
+fn binary(optimized: bool) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("OVFLEET_BIN") {
         return Ok(path.into());
     }
@@ -579,31 +588,36 @@ fn binary() -> Result<PathBuf> {
         .parent()
         .and_then(Path::parent)
         .context("the test has no target directory")?;
-    let path = profile.join("ovfleet");
+    let (path, option) = if optimized {
+        (profile.with_file_name("release/ovfleet"), " --release")
+    } else {
+        (profile.join("ovfleet"), "")
+    };
     ensure!(
         path.is_file(),
-        "{} is missing: run `cargo build -p ovfleet` first, or `make test`, which does",
+        "{} is missing: run `cargo build -p ovfleet{option}` first, or the target of `make`, which does",
         path.display(),
     );
     Ok(path)
 }
 
 fn spawn(directory: &TempDir, launch: &Launch, log: &str) -> Result<Process> {
+    let binary = binary(launch.optimized)?;
     // The process id, which is to be in the environment, is known once there is a process.
     const WITH_PID: &str = "LISTEN_PID=$$ exec \"$@\"";
     let mut command = if let Some(disk) = &launch.disk {
         let mut command = disk.inside(directory.path());
-        command.arg(binary()?);
+        command.arg(binary);
         command
     } else if let Some(max) = launch.open_files {
         let mut command = mortal("prlimit");
-        command.arg(format!("--nofile={max}")).arg(binary()?);
+        command.arg(format!("--nofile={max}")).arg(binary);
         command
     } else if launch.sockets.is_empty() {
-        mortal(binary()?)
+        mortal(binary)
     } else {
         let mut command = mortal("sh");
-        command.args(["-c", WITH_PID, "sh"]).arg(binary()?);
+        command.args(["-c", WITH_PID, "sh"]).arg(binary);
         let names: Vec<_> = launch
             .sockets
             .iter()

@@ -28,7 +28,7 @@ use crate::turns::TableTurn;
 const TURN_BYTES_MAX: usize = 64 * 1024;
 /// Most notifications and answers of a turn, give or take those of one line: a daemon may write one with every byte, and
 /// each may take as long as some hundred bytes of a status.
-const TURN_OUTPUTS_MAX: usize = 256;
+const TURN_OUTPUTS_MAX: usize = 64;
 /// Most bytes read before a command is sent. What the kernel holds for a socket is less (`net.ipv4.tcp_rmem`: 6 MiB),
 /// so that everything that had arrived when the read began has been seen.
 const DRAIN_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -490,7 +490,7 @@ impl<'a, O: Observer> Driver<'a, O> {
                     answered,
                 };
                 self.observe(Observation::Snapshot(Box::new(snapshot)), answered);
-                self.report.mailbox.refreshed(asked);
+                self.refreshed(asked, answered);
             }
             Some(Err(Rejected { text })) => {
                 let sent = asked.wall;
@@ -560,14 +560,23 @@ impl<'a, O: Observer> Driver<'a, O> {
         let stage = std::mem::replace(&mut self.stage, Stage::Attached { polls, since });
         if let Stage::Syncing(synchronisation) = stage {
             let facts = synchronisation.into_facts();
-            let asked = facts.snapshot.as_ref().map(|snapshot| snapshot.asked);
+            let snapshot = facts.snapshot.as_ref();
+            let times = snapshot.map(|snapshot| (snapshot.asked, snapshot.answered));
             self.observe(Observation::Synchronised(Box::new(facts)), now);
-            if let Some(asked) = asked {
-                self.report.mailbox.refreshed(asked);
+            if let Some((asked, answered)) = times {
+                self.refreshed(asked, answered);
             }
         }
         self.table_turn.give_back();
         self.stand();
+    }
+
+    /// The table is as the daemon's when it was `asked`.
+    fn refreshed(&mut self, asked: Moment, answered: Moment) {
+        if let Stage::Attached { polls, .. } = &mut self.stage {
+            polls.handle_status_answered(answered.monotonic - asked.monotonic);
+        }
+        self.report.mailbox.refreshed(asked);
     }
 
     /// Tells everybody that the session is over.

@@ -6,6 +6,9 @@ use crate::backoff::random_fraction;
 use crate::config::{SessionConfig, Timings};
 use crate::observation::Hint;
 
+/// Hints take no more of a daemon than a twentieth of its time: it does nothing else while it writes a `status`.
+const HINT_SHARE: u32 = 20;
+
 /// When `status` and `load-stats` are due.
 ///
 /// The daemon does nothing else while it writes a `status`, so that all reasons to ask share one, and two are always
@@ -16,6 +19,8 @@ pub(crate) struct Polls {
     status_due: Instant,
     /// When `status` was last asked.
     status_asked: Instant,
+    /// How long the last `status` took.
+    status_took: Duration,
     /// Whether a hint has come since.
     hinted: bool,
     /// When to look for a client that is leaving: soon, and for certain.
@@ -30,6 +35,7 @@ impl Polls {
         Self {
             status_due: now + config.status_interval,
             status_asked: now,
+            status_took: Duration::ZERO,
             hinted: false,
             leaving: [None; 2],
             liveness_due: now + varied(config.timings.liveness_interval),
@@ -60,6 +66,11 @@ impl Polls {
         }
     }
 
+    /// The `status` that was asked last was answered whole after that long.
+    pub(crate) fn handle_status_answered(&mut self, took: Duration) {
+        self.status_took = took;
+    }
+
     /// `load-stats` is asked now.
     pub(crate) fn handle_liveness_sent(&mut self, config: &SessionConfig, now: Instant) {
         self.liveness_due = now + varied(config.timings.liveness_interval);
@@ -73,12 +84,13 @@ impl Polls {
     /// When to ask `status`, where callers wait for one asked at `wanted` or later.
     pub(crate) fn status_due(&self, wanted: Option<Instant>, timings: &Timings) -> Instant {
         let spaced = |due: Instant, spacing: Duration| due.max(self.status_asked + spacing);
+        let hint_spacing = timings.hint_spacing.max(self.status_took * HINT_SHARE);
         // A hint is due since it came, so that its spacing alone decides.
         let hint = self.hinted.then_some(self.status_asked);
         let hints = [hint, self.leaving[0], self.leaving[1]]
             .into_iter()
             .flatten()
-            .map(|due| spaced(due, timings.hint_spacing));
+            .map(|due| spaced(due, hint_spacing));
         let demand = wanted.map(|due| spaced(due, timings.refresh_spacing));
         hints.chain(demand).fold(self.status_due, Instant::min)
     }
@@ -125,6 +137,26 @@ mod tests {
         assert_eq!(polls.status_due(None, timings), last_look);
         polls.handle_status_sent(&config, last_look);
         assert_eq!(polls.status_due(None, timings), last_look + 60 * SECOND);
+    }
+
+    /// A daemon that needs long for a `status` is asked less often because of hints; callers and the interval get theirs.
+    #[test]
+    fn a_slow_status_is_asked_less_often() {
+        let start = Instant::now();
+        let (config, mut polls) = polls(start);
+        let timings = &config.timings;
+        polls.handle_hint(Hint::Poll, timings, start);
+        polls.handle_hint(Hint::Leaving, timings, start);
+        polls.handle_status_answered(SECOND / 40);
+        assert_eq!(polls.status_due(None, timings), start + SECOND);
+        polls.handle_status_answered(SECOND / 2);
+        assert_eq!(polls.status_due(None, timings), start + 10 * SECOND);
+        assert_eq!(
+            polls.status_due(Some(start), timings),
+            start + timings.refresh_spacing
+        );
+        polls.handle_status_answered(5 * SECOND);
+        assert_eq!(polls.status_due(None, timings), start + 60 * SECOND);
     }
 
     /// The intervals of a fleet drift apart, but stay within a fifth of what was asked for.

@@ -45,7 +45,7 @@ pub(super) async fn provoke(daemon: &Daemon) {
     let_clients_connect(daemon).await;
 }
 
-async fn let_clients_connect(daemon: &Daemon) {
+pub(super) async fn let_clients_connect(daemon: &Daemon) {
     for number in 0..5 {
         let client = ClientSpec::new(format!("provoker {number}"));
         let _ = daemon.connect(client).await;

@@ -31,7 +31,7 @@ const PARTIAL_BYTES_KEPT: usize = 256;
 const OUTPUTS_KEPT: usize = 2;
 /// Outputs that wait before no more input is taken, where the caller can wait: a daemon that writes nothing but line
 /// ends has one of them for every byte.
-const OUTPUTS_MAX: usize = 256;
+const OUTPUTS_MAX: usize = 64;
 
 /// The manager's side of one management connection: bytes and the time in, outputs and bytes out.
 ///
