@@ -152,6 +152,18 @@ impl Instance {
         self.handle()?.refresh(not_before, deadline).await
     }
 
+    /// The same for what cannot wait until refreshes have their turn, five times a second.
+    ///
+    /// # Errors
+    /// As for [`refresh`](Self::refresh).
+    pub async fn refresh_at_once(
+        &self,
+        not_before: Instant,
+        deadline: Instant,
+    ) -> Result<Moment, CallError> {
+        self.handle()?.refresh_at_once(not_before, deadline).await
+    }
+
     /// Hears what the daemon says from now on, in its own words; `None` while no session is greeted.
     #[must_use]
     pub fn listen(&self) -> Option<(Reception, Listener)> {

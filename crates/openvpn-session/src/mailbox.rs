@@ -10,6 +10,7 @@ use tokio::time::timeout_at;
 use crate::call::{Answer, Call, CallError, CallerId, Lane, NotSent, OutcomeUnknown};
 use crate::condition::Condition;
 use crate::observation::Moment;
+use crate::polls::Wanted;
 use crate::tap::Tap;
 
 /// Most commands that change something waiting for one instance; further ones are refused ([`NotSent::LaneFull`]).
@@ -76,8 +77,29 @@ impl SessionHandle {
         not_before: Instant,
         deadline: Instant,
     ) -> Result<Moment, CallError> {
+        self.refresh_with(Haste::Spaced, not_before, deadline).await
+    }
+
+    /// The same for what cannot wait for the spacing of refreshes; still, the daemon is not kept busy with it.
+    ///
+    /// # Errors
+    /// As for [`refresh`](Self::refresh).
+    pub async fn refresh_at_once(
+        &self,
+        not_before: Instant,
+        deadline: Instant,
+    ) -> Result<Moment, CallError> {
+        self.refresh_with(Haste::AtOnce, not_before, deadline).await
+    }
+
+    async fn refresh_with(
+        &self,
+        haste: Haste,
+        not_before: Instant,
+        deadline: Instant,
+    ) -> Result<Moment, CallError> {
         let (reply, answer) = oneshot::channel();
-        let Some(_ticket) = self.mailbox.enqueue_refresh(not_before, reply)? else {
+        let Some(_ticket) = self.mailbox.enqueue_refresh(haste, not_before, reply)? else {
             return answer.await.unwrap_or_else(|_| Err(NotSent::Closed.into()));
         };
         match timeout_at(deadline.into(), answer).await {
@@ -107,9 +129,19 @@ pub(crate) struct Queued {
     pub(crate) reply: oneshot::Sender<Result<Answer, CallError>>,
 }
 
+/// How soon a snapshot is to be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// When refreshes have their turn.
+    Spaced,
+    /// Before that.
+    AtOnce,
+}
+
 #[derive(Debug)]
 struct RefreshWaiter {
     ticket: u64,
+    haste: Haste,
     not_before: Instant,
     reply: oneshot::Sender<Result<Moment, CallError>>,
 }
@@ -223,6 +255,7 @@ impl Mailbox {
     /// `None` if the latest snapshot is fresh enough: `reply` is answered then.
     fn enqueue_refresh(
         &self,
+        haste: Haste,
         not_before: Instant,
         reply: oneshot::Sender<Result<Moment, CallError>>,
     ) -> Result<Option<Ticket<'_>>, NotSent> {
@@ -244,6 +277,7 @@ impl Mailbox {
         let ticket = state.mint_ticket();
         state.refreshes.push(RefreshWaiter {
             ticket,
+            haste,
             not_before,
             reply,
         });
@@ -266,12 +300,16 @@ impl Mailbox {
     }
 
     /// From when on a snapshot would serve somebody who waits for one.
-    pub(crate) fn refresh_wanted(&self) -> Option<Instant> {
-        self.lock()
-            .refreshes
-            .iter()
-            .map(|waiter| waiter.not_before)
-            .min()
+    pub(crate) fn refresh_wanted(&self) -> Wanted {
+        let mut wanted = Wanted::default();
+        for waiter in &self.lock().refreshes {
+            let from = match waiter.haste {
+                Haste::Spaced => &mut wanted.spaced,
+                Haste::AtOnce => &mut wanted.at_once,
+            };
+            *from = Some(from.map_or(waiter.not_before, |from| from.min(waiter.not_before)));
+        }
+        wanted
     }
 
     /// The observer has seen a snapshot asked at `asked`.

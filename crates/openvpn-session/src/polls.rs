@@ -9,6 +9,18 @@ use crate::observation::Hint;
 /// Hints take no more of a daemon than a twentieth of its time: it does nothing else while it writes a `status`.
 const HINT_SHARE: u32 = 20;
 
+/// Callers in haste take no more than a quarter of it.
+const HASTE_SHARE: u32 = 4;
+
+/// From when on a `status` would serve callers that wait for one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    /// Those who can bear the spacing of refreshes.
+    pub(crate) spaced: Option<Instant>,
+    /// Those who cannot.
+    pub(crate) at_once: Option<Instant>,
+}
+
 /// When `status` and `load-stats` are due.
 ///
 /// The daemon does nothing else while it writes a `status`, so that all reasons to ask share one, and two are always
@@ -81,8 +93,8 @@ impl Polls {
         self.liveness_due
     }
 
-    /// When to ask `status`, where callers wait for one asked at `wanted` or later.
-    pub(crate) fn status_due(&self, wanted: Option<Instant>, timings: &Timings) -> Instant {
+    /// When to ask `status`.
+    pub(crate) fn status_due(&self, wanted: Wanted, timings: &Timings) -> Instant {
         let spaced = |due: Instant, spacing: Duration| due.max(self.status_asked + spacing);
         let hint_spacing = timings.hint_spacing.max(self.status_took * HINT_SHARE);
         // A hint is due since it came, so that its spacing alone decides.
@@ -91,8 +103,14 @@ impl Polls {
             .into_iter()
             .flatten()
             .map(|due| spaced(due, hint_spacing));
-        let demand = wanted.map(|due| spaced(due, timings.refresh_spacing));
-        hints.chain(demand).fold(self.status_due, Instant::min)
+        let refresh_spacing = timings.refresh_spacing;
+        let haste_spacing = refresh_spacing.min(self.status_took * HASTE_SHARE);
+        let demand = wanted.spaced.map(|due| spaced(due, refresh_spacing));
+        let haste = wanted.at_once.map(|due| spaced(due, haste_spacing));
+        hints
+            .chain(demand)
+            .chain(haste)
+            .fold(self.status_due, Instant::min)
     }
 }
 
@@ -106,6 +124,17 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const NOBODY: Wanted = Wanted {
+        spaced: None,
+        at_once: None,
+    };
+
+    fn callers(from: Instant) -> Wanted {
+        Wanted {
+            spaced: Some(from),
+            at_once: None,
+        }
+    }
 
     fn polls(now: Instant) -> (SessionConfig, Polls) {
         let address = crate::Address::Unix("/run/openvpn/server.sock".into());
@@ -120,23 +149,23 @@ mod tests {
         let start = Instant::now();
         let (config, mut polls) = polls(start);
         let timings = &config.timings;
-        assert_eq!(polls.status_due(None, timings), start + 60 * SECOND);
+        assert_eq!(polls.status_due(NOBODY, timings), start + 60 * SECOND);
         polls.handle_hint(Hint::Leaving, timings, start + 2 * SECOND);
         polls.handle_hint(Hint::Leaving, timings, start + 2 * SECOND + SECOND / 2);
-        assert_eq!(polls.status_due(None, timings), start + 3 * SECOND);
+        assert_eq!(polls.status_due(NOBODY, timings), start + 3 * SECOND);
         polls.handle_hint(Hint::Poll, timings, start + 2 * SECOND);
-        assert_eq!(polls.status_due(None, timings), start + SECOND);
+        assert_eq!(polls.status_due(NOBODY, timings), start + SECOND);
         assert_eq!(
-            polls.status_due(Some(start), timings),
+            polls.status_due(callers(start), timings),
             start + timings.refresh_spacing
         );
 
         // Asked once for all of them; the last look is still to come, after the last who left.
         polls.handle_status_sent(&config, start + 3 * SECOND);
         let last_look = start + 8 * SECOND + SECOND / 2;
-        assert_eq!(polls.status_due(None, timings), last_look);
+        assert_eq!(polls.status_due(NOBODY, timings), last_look);
         polls.handle_status_sent(&config, last_look);
-        assert_eq!(polls.status_due(None, timings), last_look + 60 * SECOND);
+        assert_eq!(polls.status_due(NOBODY, timings), last_look + 60 * SECOND);
     }
 
     /// A daemon that needs long for a `status` is asked less often because of hints; callers and the interval get theirs.
@@ -148,15 +177,35 @@ mod tests {
         polls.handle_hint(Hint::Poll, timings, start);
         polls.handle_hint(Hint::Leaving, timings, start);
         polls.handle_status_answered(SECOND / 40);
-        assert_eq!(polls.status_due(None, timings), start + SECOND);
+        assert_eq!(polls.status_due(NOBODY, timings), start + SECOND);
         polls.handle_status_answered(SECOND / 2);
-        assert_eq!(polls.status_due(None, timings), start + 10 * SECOND);
+        assert_eq!(polls.status_due(NOBODY, timings), start + 10 * SECOND);
         assert_eq!(
-            polls.status_due(Some(start), timings),
+            polls.status_due(callers(start), timings),
             start + timings.refresh_spacing
         );
         polls.handle_status_answered(5 * SECOND);
-        assert_eq!(polls.status_due(None, timings), start + 60 * SECOND);
+        assert_eq!(polls.status_due(NOBODY, timings), start + 60 * SECOND);
+    }
+
+    /// Who is in haste waits a few times as long as the last status took, and never longer than anybody.
+    #[test]
+    fn haste_is_spaced_by_what_a_status_takes() {
+        let start = Instant::now();
+        let (config, mut polls) = polls(start);
+        let timings = &config.timings;
+        let haste = Wanted {
+            at_once: Some(start),
+            ..callers(start)
+        };
+        assert_eq!(polls.status_due(haste, timings), start);
+        polls.handle_status_answered(SECOND / 100);
+        assert_eq!(polls.status_due(haste, timings), start + SECOND / 25);
+        polls.handle_status_answered(SECOND);
+        assert_eq!(
+            polls.status_due(haste, timings),
+            start + timings.refresh_spacing
+        );
     }
 
     /// The intervals of a fleet drift apart, but stay within a fifth of what was asked for.

@@ -197,7 +197,7 @@ pub(super) async fn ask(
     limits.check()?;
     let now = Instant::now();
     let patience = ANSWER_MAX.min(limits.stop.duration_since(now) / 2);
-    let refreshed = instance.refresh(not_before.into_std(), limits.stop.into_std());
+    let refreshed = instance.refresh_at_once(not_before.into_std(), limits.stop.into_std());
     let refreshed = tokio::select! {
         refreshed = refreshed => refreshed,
         () = limits.cancelled() => return Err(TargetError::Cancelled),

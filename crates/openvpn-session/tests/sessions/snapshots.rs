@@ -54,6 +54,26 @@ async fn an_older_status_does_not_serve_a_later_caller() {
     assert!(apart >= Duration::from_millis(200), "{apart:?}");
 }
 
+/// Whoever has to throw somebody out waits for no spacing.
+#[tokio::test]
+async fn haste_does_not_wait_for_the_spacing() {
+    let daemon = Daemon::listen();
+    let mut config = daemon.config();
+    config.timings.refresh_spacing = Duration::from_secs(3_600);
+    let mut subject = Subject::start(config);
+    let mut manager = daemon.attach().await;
+    subject.wait_until(Condition::Attached).await;
+    for _ in 0..3 {
+        let handle = subject.handle.clone();
+        let now = Moment::now().monotonic;
+        let refreshed =
+            tokio::spawn(async move { handle.refresh_at_once(now, now + PATIENCE).await });
+        manager.expect("status 3").await;
+        manager.write(STATUS).await;
+        within(refreshed).await.unwrap().unwrap();
+    }
+}
+
 /// When a refresh returns, the observer has seen the snapshot; a refused one is an error and not an old snapshot.
 #[tokio::test]
 async fn a_refresh_returns_after_the_observer_has_seen_it() {
