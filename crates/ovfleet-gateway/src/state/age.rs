@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use openvpn_fleet::{ACTION_AGE_MAX, ACTIONS_MAX};
 use rusqlite::{Connection, Transaction};
 use tokio::time::Instant;
 
@@ -46,6 +47,17 @@ pub(super) fn note(transaction: &Transaction<'_>, age: i64) -> rusqlite::Result<
 /// What was written at a lower age than this is older than `span`.
 pub(super) fn oldest(age: i64, span: Duration) -> i64 {
     age.saturating_sub(micros(span))
+}
+
+/// From when on request ids are kept, now that one of this number is added: the age; the number that one needs not to be
+/// too many, if none in between was forgotten; and how many newer ones there have to be otherwise.
+pub(super) fn kept_from(age: i64, number: i64) -> (i64, i64, i64) {
+    let most = i64::try_from(ACTIONS_MAX).unwrap_or(i64::MAX);
+    (
+        oldest(age, ACTION_AGE_MAX),
+        number.saturating_sub(most),
+        most - 1,
+    )
 }
 
 fn micros(span: Duration) -> i64 {

@@ -8,7 +8,10 @@ mod rows;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -38,27 +41,36 @@ struct Inner {
     state: State,
     /// Makes digests that tell nothing of what was in a request to who has the file alone.
     key: Vec<u8>,
+    /// Number of the latest attempt.
+    latest: AtomicI64,
     /// Calls under way; each is one that a caller waits for. Locked to look up, add or remove.
-    running: Mutex<HashMap<CallKey, Running>>,
+    running: Mutex<HashMap<Name, Running>>,
     /// Calls that are over, and of which the disk may say something else. Locked to look up, add or remove.
-    left: Mutex<HashMap<CallKey, Left>>,
+    left: Mutex<HashMap<Name, Left>>,
 }
 
 /// Caller, method, request id: what names a call.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(crate) struct CallKey([String; 3]);
+struct Name([String; 3]);
+
+/// One attempt at a call, by the number of its row. What is written late for one never concerns the next of its name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct CallKey(i64);
 
 #[derive(Debug)]
 struct Running {
     digest: Digest,
-    answer: watch::Receiver<Option<Answer>>,
+    answer: watch::Receiver<Option<Ended>>,
 }
+
+/// The answer of a call, and whether it is where it outlives the process as well as it can.
+type Ended = (Answer, bool);
 
 /// What the disk does not know yet of a call that is over.
 #[derive(Clone, Debug)]
 enum Left {
-    /// Nothing came of it.
-    Nothing,
+    /// Nothing came of it, in the attempts from the first to the second.
+    Nothing(CallKey, CallKey),
     /// How it ended.
     Answer(Digest, Answer),
 }
@@ -86,10 +98,11 @@ impl Calls {
         )));
         let unknown = unknown.encode_to_vec();
         let opening = state.write_at_start(move |transaction| rows::settle(transaction, &unknown));
-        opening.await?;
+        let latest = opening.await?;
         Ok(Self(Arc::new(Inner {
             state: state.clone(),
             key: key.to_owned(),
+            latest: latest.into(),
             running: Mutex::default(),
             left: Mutex::default(),
         })))
@@ -122,9 +135,9 @@ impl Calls {
             checked.map_err(|error| status::state_unavailable(&error))?;
             return work.await;
         }
-        let key = CallKey::new(caller, method, request_id)?;
+        let name = Name::new(caller, method, request_id)?;
         let digest = self.digest(method, request);
-        let mut answer = self.carry_out(key, digest, Stage::Sending, |_| work).await;
+        let mut answer = self.carry_out(name, digest, Stage::Sending, |_| work).await;
         if let (Ok(answer), false) = (&mut answer.0, answer.1) {
             answer.set_durability(Durability::Memory);
         }
@@ -146,15 +159,15 @@ impl Calls {
     where
         W: Future<Output = Result<M, Status>>,
     {
-        let key = CallKey::new(caller, method, request_id)?;
+        let name = Name::new(caller, method, request_id)?;
         let digest = self.digest(method, request);
-        self.carry_out(key, digest, Stage::Intended, work).await.0
+        self.carry_out(name, digest, Stage::Intended, work).await.0
     }
 
     /// The answer, and whether it is where it outlives the process as well as it can.
     async fn carry_out<M: Kept, W>(
         &self,
-        key: CallKey,
+        name: Name,
         digest: Digest,
         stage: Stage,
         work: impl FnOnce(CallKey) -> W,
@@ -163,69 +176,75 @@ impl Calls {
         W: Future<Output = Result<M, Status>>,
     {
         let (sender, receiver) = watch::channel(None);
-        let reused = || Err(status::request_id_reused(key.request_id()));
+        let reused = || Err(status::request_id_reused(name.request_id()));
         let joined = {
             let mut running = self.lock();
-            match running.get(&key) {
+            match running.get(&name) {
                 Some(known) if known.digest != digest => return (reused(), true),
                 Some(known) => Some(known.answer.clone()),
                 None => {
                     let answer = receiver;
-                    running.insert(key.clone(), Running { digest, answer });
+                    running.insert(name.clone(), Running { digest, answer });
                     None
                 }
             }
         };
-        if let Some(mut answer) = joined {
-            let answer = match answer.wait_for(Option::is_some).await {
-                Ok(answer) => answer.clone().unwrap_or_default().into_result(),
+        if let Some(mut ended) = joined {
+            return match ended.wait_for(Option::is_some).await {
+                Ok(ended) => {
+                    let (answer, is_kept) = ended.clone().unwrap_or_default();
+                    (answer.into_result(), is_kept)
+                }
                 // Nothing came of it: the id is free.
-                Err(_) => Err(status::call_given_up()),
+                Err(_) => (Err(status::call_given_up()), true),
             };
-            return (answer, true);
         }
+        let key = CallKey(self.0.latest.fetch_add(1, Ordering::Relaxed) + 1);
         // However it ends, also when its caller goes away, the id does not stay taken.
         let mut call = Call {
             calls: self,
+            name: name.clone(),
             key: key.clone(),
             digest,
             stage,
-            is_sent: false,
+            step: Step::Unwritten,
             sender,
         };
-        let left = self.lock_left().get(&key).cloned();
+        let left = self.left_of(&name);
         if let Some(Left::Answer(known, answer)) = left {
             if known != digest {
                 return (reused(), true);
             }
-            let _ = call.sender.send(Some(answer.clone()));
+            let _ = call.sender.send(Some((answer.clone(), false)));
             return (answer.into_result(), false);
         }
-        let (row, is_free) = (key.clone(), left.is_some());
+        if let Err(error) = self.0.state.check() {
+            return (Err(status::state_unavailable(&error)), true);
+        }
+        let (row, of) = (key.clone(), name.clone());
         let (now, age) = (SystemTime::now(), self.0.state.age());
+        call.step = Step::Unsent;
         let begun = self.0.state.write(move |transaction| {
-            if is_free {
-                forget(transaction, &row)?;
+            if let Some(Left::Nothing(first, last)) = &left {
+                forget(transaction, &of, first, last)?;
             }
-            begin(transaction, &row, digest, stage, (now, age))
+            begin(transaction, &of, &row, digest, stage, (now, age))
         });
         match begun.await {
-            Ok(Begun::New) => drop(self.lock_left().remove(&key)),
-            Ok(Begun::Known(known, _)) if known != digest => return (reused(), true),
-            Ok(Begun::Known(_, answer)) => {
-                let _ = call.sender.send(Some(answer.clone()));
+            Ok(Begun::New) => drop(self.lock_left().remove(&name)),
+            Ok(Begun::Known(known, answer)) => {
+                call.step = Step::Unwritten;
+                if known != digest {
+                    return (reused(), true);
+                }
+                let _ = call.sender.send(Some((answer.clone(), true)));
                 return (answer.into_result(), true);
             }
-            Err(error) => {
-                // The disk may have taken it at the last moment.
-                if matches!(error, WriteError::Slow { .. }) {
-                    self.forget(&key);
-                }
-                return (Err(status::state_unavailable(&error)), true);
-            }
+            // The disk may have taken it at the last moment, and is told to forget it.
+            Err(error) => return (Err(status::state_unavailable(&error)), true),
         }
         failpoint::hit("action.after_intent");
-        call.is_sent = true;
+        call.step = Step::Sent(None);
         let mut result = work(key).await;
         failpoint::hit("action.after_send");
         if let (Ok(answer), Stage::Sending) = (&mut result, stage) {
@@ -238,61 +257,90 @@ impl Calls {
         (result, is_kept)
     }
 
-    /// Lets go of an id of which nothing came, behind everything that was written for it.
-    fn forget(&self, key: &CallKey) {
-        self.leave(key, Left::Nothing);
-        let row = key.clone();
-        let state = &self.0.state;
-        let forgetting = state.write_patiently(move |transaction| forget(transaction, &row));
-        let (calls, key) = (self.clone(), key.clone());
+    /// Lets go of an attempt of which nothing came, once the disk takes it. Until then the next one does so.
+    fn forget(&self, name: &Name, key: &CallKey) {
+        {
+            let mut left = self.lock_left();
+            let is_full = left.len() >= LEFT_MAX;
+            match left.get_mut(name) {
+                Some(Left::Nothing(_, last)) => {
+                    *last = key.clone();
+                    return;
+                }
+                Some(Left::Answer(..)) => return,
+                None if is_full => return,
+                None => {
+                    let nothing = Left::Nothing(key.clone(), key.clone());
+                    left.insert(name.clone(), nothing);
+                }
+            }
+        }
+        let (calls, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
-            if forgetting.await.is_ok() {
-                calls.lock_left().remove(&key);
+            while let Some(Left::Nothing(first, last)) = calls.left_of(&name) {
+                let (of, until) = (name.clone(), last.clone());
+                let state = &calls.0.state;
+                let forgetting = state
+                    .write_patiently(move |transaction| forget(transaction, &of, &first, &until));
+                match forgetting.await {
+                    Ok(()) => calls.forgot(&name, &last),
+                    Err(WriteError::Closed) => return,
+                    Err(_) => sleep(RETRY_INTERVAL).await,
+                }
             }
         });
     }
 
-    /// Keeps an answer that the disk refused, until it takes it.
-    fn keep(&self, key: CallKey, digest: Digest, answer: Answer) {
+    /// The disk has nothing any more of the attempts up to `last`.
+    fn forgot(&self, name: &Name, last: &CallKey) {
+        let mut left = self.lock_left();
+        if matches!(left.get(name), Some(Left::Nothing(_, latest)) if latest == last) {
+            left.remove(name);
+        }
+    }
+
+    /// Keeps an answer until the disk has it.
+    fn keep(&self, name: Name, key: CallKey, digest: Digest, answer: Answer) {
         let body = answer.encode_to_vec();
-        self.leave(&key, Left::Answer(digest, answer));
+        {
+            let mut left = self.lock_left();
+            if left.len() < LEFT_MAX {
+                left.insert(name.clone(), Left::Answer(digest, answer));
+            }
+        }
         let calls = self.clone();
         tokio::spawn(async move {
             loop {
-                sleep(RETRY_INTERVAL).await;
                 let (row, body) = (key.clone(), body.clone());
                 let state = &calls.0.state;
                 let writing = state.write_patiently(move |write| finish(write, &row, &body));
                 match writing.await {
                     Ok(()) => break,
                     Err(WriteError::Closed) => return,
-                    Err(_) => {}
+                    Err(_) => sleep(RETRY_INTERVAL).await,
                 }
             }
-            calls.lock_left().remove(&key);
+            calls.lock_left().remove(&name);
         });
     }
 
-    fn leave(&self, key: &CallKey, left: Left) {
-        let mut all = self.lock_left();
-        if all.len() < LEFT_MAX {
-            all.insert(key.clone(), left);
-        }
+    fn left_of(&self, name: &Name) -> Option<Left> {
+        self.lock_left().get(name).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<CallKey, Running>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Running>> {
         self.0
             .running
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_left(&self) -> MutexGuard<'_, HashMap<CallKey, Left>> {
+    fn lock_left(&self) -> MutexGuard<'_, HashMap<Name, Left>> {
         self.0.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl CallKey {
+impl Name {
     fn new(caller: &CallerName, method: &str, request_id: &str) -> Result<Self, Status> {
         let parsed = RequestId::new(request_id);
         parsed.map_err(|error| {
@@ -314,65 +362,88 @@ impl CallKey {
 /// One call under way.
 struct Call<'a> {
     calls: &'a Calls,
+    name: Name,
     key: CallKey,
     digest: Digest,
     stage: Stage,
-    /// Its row is on disk, and something may have been sent.
-    is_sent: bool,
-    sender: watch::Sender<Option<Answer>>,
+    step: Step,
+    sender: watch::Sender<Option<Ended>>,
+}
+
+/// What may have come of a call whose caller goes away now.
+enum Step {
+    /// Nothing, or what is kept already.
+    Unwritten,
+    /// Its row may be on disk. Nothing was sent.
+    Unsent,
+    /// Its row is on disk, and something may have been sent; the answer, if there is one.
+    Sent(Option<Answer>),
 }
 
 impl Call<'_> {
     /// Keeps how it ended; whether that is done.
     async fn finish<M: Message>(mut self, result: &Result<M, Status>) -> bool {
         failpoint::hit("action.before_outcome");
-        self.is_sent = false;
         let answer = Answer::of(result);
+        let state = &self.calls.0.state;
         let is_kept = match result {
             Err(status) if !status::was_sent(status) => {
                 // Cut off in the middle, it may be done: then the disk says so, and the next start goes by that.
                 let is_cut_off = self.stage == Stage::Intended && status::is_leaving(status);
                 if !is_cut_off {
-                    self.calls.forget(&self.key);
+                    self.step = Step::Unsent;
+                    let (of, row) = (self.name.clone(), self.key.clone());
+                    let forgetting =
+                        state.write(move |transaction| forget(transaction, &of, &row, &row));
+                    if forgetting.await.is_err() {
+                        self.calls.forget(&self.name, &self.key);
+                    }
                 }
                 true
             }
             _ => {
+                self.step = Step::Sent(Some(answer.clone()));
                 let (row, body) = (self.key.clone(), answer.encode_to_vec());
-                let state = &self.calls.0.state;
                 let writing = state.write(move |transaction| finish(transaction, &row, &body));
                 let written = writing.await;
                 if let Err(error) = &written {
-                    tracing::warn!(%error, method = self.key.method(), "the answer of a call is not on disk yet");
-                    let (key, digest) = (self.key.clone(), self.digest);
-                    self.calls.keep(key, digest, answer.clone());
+                    tracing::warn!(%error, method = self.name.method(), "the answer of a call is not on disk yet: tried again until it is");
+                    self.keep(answer.clone());
                 }
                 written.is_ok()
             }
         };
-        let _ = self.sender.send(Some(answer));
+        self.step = Step::Unwritten;
+        let _ = self.sender.send(Some((answer, is_kept)));
         is_kept
+    }
+
+    fn keep(&self, answer: Answer) {
+        let (name, key) = (self.name.clone(), self.key.clone());
+        self.calls.keep(name, key, self.digest, answer);
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if self.is_sent {
-            let answer = Answer::of::<()>(&Err(status::outcome_unknown(
-                "its caller went away while it was sent",
-            )));
-            // Of what is written to the state, the state knows whether it was.
-            if self.stage == Stage::Sending {
-                let (row, body) = (self.key.clone(), answer.encode_to_vec());
-                let state = &self.calls.0.state;
-                // In the queue before the id can be used again. What is not written is finished by the next start.
-                let writing =
-                    state.write_patiently(move |transaction| finish(transaction, &row, &body));
-                tokio::spawn(writing);
+        match std::mem::replace(&mut self.step, Step::Unwritten) {
+            Step::Unwritten => {}
+            Step::Unsent => self.calls.forget(&self.name, &self.key),
+            Step::Sent(answer) => {
+                let is_known = answer.is_some();
+                let answer = answer.unwrap_or_else(|| {
+                    Answer::of::<()>(&Err(status::outcome_unknown(
+                        "its caller went away while it was sent",
+                    )))
+                });
+                // Of what is written to the state, the state knows whether it was.
+                if is_known || self.stage == Stage::Sending {
+                    self.keep(answer.clone());
+                }
+                let _ = self.sender.send(Some((answer, false)));
             }
-            let _ = self.sender.send(Some(answer));
         }
-        self.calls.lock().remove(&self.key);
+        self.calls.lock().remove(&self.name);
     }
 }
 

@@ -15,8 +15,8 @@ use std::{
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use openvpn_fleet::{
-    ACTION_AGE_MAX, ACTIONS_MAX, Action, CallerName, Digest, InstanceName, Intent, KnownRun,
-    Ledger, LedgerError, Method, RequestId, TargetError, TargetResult,
+    ACTIONS_MAX, Action, CallerName, Digest, InstanceName, Intent, KnownRun, Ledger, LedgerError,
+    Method, RequestId, TargetError, TargetResult,
 };
 use ovfleet_proto::v1;
 use prost::Message as _;
@@ -384,11 +384,12 @@ fn unavailable(error: &WriteError) -> LedgerError {
 
 /// Notes an action, and forgets those that are too old or too many; whether its id was free.
 fn intend(transaction: &Transaction<'_>, intent: &Intent, age: i64) -> rusqlite::Result<bool> {
-    let oldest = age::oldest(age, ACTION_AGE_MAX);
-    let before = intent.number.saturating_sub(ACTIONS_MAX as u64);
     transaction
-        .prepare_cached("DELETE FROM actions WHERE stage = 2 AND (age < ?1 OR number <= ?2)")?
-        .execute([oldest, before.cast_signed()])?;
+        .prepare_cached(
+            "DELETE FROM actions WHERE stage = 2 AND (age < ?1 OR number <= ?2 AND +number <= (
+                 SELECT number FROM actions WHERE stage = 2 ORDER BY number DESC LIMIT 1 OFFSET ?3))",
+        )?
+        .execute(age::kept_from(age, intent.number.cast_signed()))?;
     let key = [
         intent.caller.as_str(),
         intent.method.as_str(),

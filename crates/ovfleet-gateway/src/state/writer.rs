@@ -21,7 +21,7 @@ use super::{
 };
 
 /// Jobs that wait for the disk; one more is refused as if the disk were slow, which it is then.
-const JOBS_MAX: usize = 1_024;
+pub(super) const JOBS_MAX: usize = 1_024;
 /// How often it is tried whether a disk that refused takes writes again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -320,11 +320,12 @@ impl Work {
     /// A connection may have got stuck with the trouble of before.
     fn reopen(&mut self, path: &Path) -> rusqlite::Result<()> {
         let mut connection = open::reopen(path)?;
+        probe(&mut connection)?;
+        // Last: once it is done it cannot be done again.
         write(&mut connection, |transaction| {
             let mut jobs = self.once_more.iter_mut();
             jobs.try_for_each(|job| job.run(transaction)).map(|()| true)
         })?;
-        probe(&mut connection)?;
         self.connection = connection;
         Ok(())
     }

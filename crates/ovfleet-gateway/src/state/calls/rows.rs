@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use openvpn_fleet::{ACTION_AGE_MAX, ACTIONS_MAX, Digest};
+use openvpn_fleet::Digest;
 use prost::Message as _;
 use rusqlite::{OptionalExtension as _, Transaction, named_params};
 
-use super::{Answer, CallKey};
+use super::{Answer, CallKey, Name};
 use crate::{
     state::{age, micros},
     status,
@@ -26,32 +26,33 @@ pub(super) enum Begun {
     Known(Digest, Answer),
 }
 
-/// Finishes what an earlier run left: what may have been sent as `unknown`, what was done with the answer it has.
-pub(super) fn settle(transaction: &Transaction<'_>, unknown: &[u8]) -> rusqlite::Result<()> {
+/// Finishes what an earlier run left: what may have been sent as `unknown`, what was done with the answer it has. Gives
+/// the highest number of an attempt.
+pub(super) fn settle(transaction: &Transaction<'_>, unknown: &[u8]) -> rusqlite::Result<i64> {
     transaction.execute("DELETE FROM calls WHERE stage = 0 AND body IS NULL", [])?;
     transaction.execute(
         "UPDATE calls SET stage = 2, body = coalesce(body, ?1) WHERE stage < 2",
         [unknown],
     )?;
-    Ok(())
+    transaction.query_row("SELECT coalesce(max(id), 0) FROM calls", [], |row| {
+        row.get(0)
+    })
 }
 
 pub(super) fn begin(
     transaction: &Transaction<'_>,
-    CallKey([caller, method, request_id]): &CallKey,
+    Name([caller, method, request_id]): &Name,
+    CallKey(id): &CallKey,
     digest: Digest,
     stage: Stage,
     (now, age): (SystemTime, i64),
 ) -> rusqlite::Result<Begun> {
     transaction
         .prepare_cached(
-            "DELETE FROM calls WHERE stage = 2 AND (age < ?1
-                 OR id <= (SELECT max(id) FROM calls) - ?2)",
+            "DELETE FROM calls WHERE stage = 2 AND (age < ?1 OR id <= ?2 AND +id <= (
+                 SELECT id FROM calls WHERE stage = 2 ORDER BY id DESC LIMIT 1 OFFSET ?3))",
         )?
-        .execute((
-            age::oldest(age, ACTION_AGE_MAX),
-            i64::try_from(ACTIONS_MAX).unwrap_or(i64::MAX),
-        ))?;
+        .execute(age::kept_from(age, *id))?;
     let known = transaction
         .prepare_cached(
             "SELECT digest, body FROM calls WHERE caller = ?1 AND method = ?2 AND request_id = ?3",
@@ -73,10 +74,11 @@ pub(super) fn begin(
     }
     transaction
         .prepare_cached(
-            "INSERT INTO calls (caller, method, request_id, digest, started, age, stage)
-             VALUES (:caller, :method, :request_id, :digest, :started, :age, :stage)",
+            "INSERT INTO calls (id, caller, method, request_id, digest, started, age, stage)
+             VALUES (:id, :caller, :method, :request_id, :digest, :started, :age, :stage)",
         )?
         .execute(named_params! {
+            ":id": id,
             ":caller": caller,
             ":method": method,
             ":request_id": request_id,
@@ -91,55 +93,50 @@ pub(super) fn begin(
 /// Keeps how a call ended.
 pub(super) fn finish(
     transaction: &Transaction<'_>,
-    CallKey([caller, method, request_id]): &CallKey,
+    CallKey(id): &CallKey,
     body: &[u8],
 ) -> rusqlite::Result<()> {
     transaction
-        .prepare_cached(
-            "UPDATE calls SET stage = 2, body = ?4 WHERE caller = ?1 AND method = ?2 AND request_id = ?3",
-        )?
-        .execute((caller, method, request_id, body))?;
+        .prepare_cached("UPDATE calls SET stage = 2, body = ?2 WHERE id = ?1")?
+        .execute((id, body))?;
     Ok(())
 }
 
-/// Forgets a call of which nothing came.
+/// Forgets those attempts at a call, of which nothing came.
 pub(super) fn forget(
     transaction: &Transaction<'_>,
-    CallKey(key): &CallKey,
+    Name([caller, method, request_id]): &Name,
+    CallKey(first): &CallKey,
+    CallKey(last): &CallKey,
 ) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
-            "DELETE FROM calls WHERE caller = ?1 AND method = ?2 AND request_id = ?3 AND stage < 2",
+            "DELETE FROM calls WHERE caller = ?1 AND method = ?2 AND request_id = ?3
+                 AND id BETWEEN ?4 AND ?5 AND stage < 2",
         )?
-        .execute(key.each_ref())?;
+        .execute((caller, method, request_id, first, last))?;
     Ok(())
 }
 
 /// Notes that what a call changes in the state is changed, in the write that does it.
 pub(in crate::state) fn note_done(
     transaction: &Transaction<'_>,
-    CallKey(key): &CallKey,
+    CallKey(id): &CallKey,
 ) -> rusqlite::Result<()> {
     // That is an answer, without anything in it.
     transaction
-        .prepare_cached(
-            "UPDATE calls SET body = x'' WHERE caller = ?1 AND method = ?2 AND request_id = ?3 AND stage = 0",
-        )?
-        .execute(key.each_ref())?;
+        .prepare_cached("UPDATE calls SET body = x'' WHERE id = ?1 AND stage = 0")?
+        .execute([id])?;
     Ok(())
 }
 
 /// Notes that it was changed back.
 pub(in crate::state) fn note_undone(
     transaction: &Transaction<'_>,
-    CallKey(key): &CallKey,
+    CallKey(id): &CallKey,
 ) -> rusqlite::Result<()> {
-    // Without a body it is another attempt under the same id.
     transaction
-        .prepare_cached(
-            "DELETE FROM calls
-             WHERE caller = ?1 AND method = ?2 AND request_id = ?3 AND stage = 0 AND body IS NOT NULL",
-        )?
-        .execute(key.each_ref())?;
+        .prepare_cached("DELETE FROM calls WHERE id = ?1 AND stage = 0 AND body IS NOT NULL")?
+        .execute([id])?;
     Ok(())
 }

@@ -7,6 +7,8 @@ use std::{
 use ovfleet_proto::v1::{self, SetMuteRequest, SetMuteResponse};
 use tokio::sync::{Notify, oneshot};
 
+use crate::state::writer::JOBS_MAX;
+
 use super::*;
 
 async fn open(directory: &Path) -> (State, Calls) {
@@ -218,6 +220,120 @@ async fn what_changes_the_state_is_done_or_free() {
     }
 }
 
+/// Holds the disk until the sender is told to go on or dropped, and fills the queue: nothing more is written till then.
+async fn hang(state: &State) -> std::sync::mpsc::Sender<()> {
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = oneshot::channel();
+    tokio::spawn(state.write_patiently(move |_| {
+        let _ = begun.send(());
+        let _ = wait.recv();
+        Ok(())
+    }));
+    has_begun.await.expect("it hangs");
+    for _ in 0..JOBS_MAX {
+        tokio::spawn(state.write_patiently(|_| Ok(())));
+    }
+    go_on
+}
+
+/// Waits until the disk knows all that is over.
+async fn settled(calls: &Calls) {
+    while !calls.lock_left().is_empty() {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Fails if what was sent is sent again because the disk hung when its caller went away.
+#[tokio::test]
+async fn a_hanging_disk_forgets_nothing_that_was_sent() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (state, calls) = open(directory.path()).await;
+    let begun = Notify::new();
+    let mut cut = Box::pin(once(&calls, 1, async {
+        begun.notify_one();
+        std::future::pending().await
+    }));
+    tokio::select! {
+        answer = &mut cut => panic!("{answer:?}"),
+        () = begun.notified() => {}
+    }
+    let go_on = hang(&state).await;
+    drop(cut);
+    for _ in 0..2 {
+        let again = once(&calls, 1, async { done("again") }).await;
+        assert_eq!(again, Err(Code::DeadlineExceeded), "it may have been sent");
+    }
+    drop(go_on);
+    settled(&calls).await;
+    let again = once(&calls, 1, async { done("again") }).await;
+    assert_eq!(again, Err(Code::DeadlineExceeded), "it may have been sent");
+}
+
+/// Fails if an id of which nothing was sent stays taken because the disk did not take that.
+#[tokio::test]
+async fn a_hanging_disk_forgets_what_was_not_sent_later() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (state, calls) = open(directory.path()).await;
+    let mut hanging = None;
+    let refused = once(&calls, 1, async {
+        hanging = Some(hang(&state).await);
+        Err(status::call_limit(1))
+    });
+    assert_eq!(refused.await, Err(Code::ResourceExhausted));
+    drop(hanging);
+    settled(&calls).await;
+    state.close(Duration::from_secs(5)).await;
+    let (_state, calls) = open(directory.path()).await;
+    let again = once(&calls, 2, async { done("again") }).await;
+    assert_eq!(again, Ok("again".to_owned()));
+}
+
+/// Fails if a caller that goes away while its call is written, before anything is sent, takes the id with it.
+#[tokio::test]
+async fn who_leaves_before_anything_is_sent_leaves_the_id_free() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (state, calls) = open(directory.path()).await;
+    let name = Name::new(&CallerName::new("alice"), "SetMute", "x").expect("a name");
+    let (of, key) = (name.clone(), CallKey(1));
+    calls.0.latest.store(1, Ordering::Relaxed);
+    let writing = state.write(move |transaction| {
+        let now = (SystemTime::now(), 0);
+        begin(
+            transaction,
+            &of,
+            &key,
+            Digest::default(),
+            Stage::Sending,
+            now,
+        )
+    });
+    writing.await.map(drop).expect("it is written");
+    drop(Call {
+        calls: &calls,
+        name,
+        key: CallKey(1),
+        digest: Digest::default(),
+        stage: Stage::Sending,
+        step: Step::Unsent,
+        sender: watch::Sender::new(None),
+    });
+    let again = once(&calls, 2, async { done("again") }).await;
+    assert_eq!(again, Ok("again".to_owned()));
+}
+
+/// Fails if ids are forgotten for others that came to nothing.
+#[tokio::test]
+async fn what_came_to_nothing_counts_for_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_state, calls) = open(directory.path()).await;
+    let first = once(&calls, 1, async { done("first") }).await;
+    assert_eq!(first, Ok("first".to_owned()));
+    let most = i64::try_from(ACTIONS_MAX).expect("a small number");
+    calls.0.latest.fetch_add(most + 1, Ordering::Relaxed);
+    let again = once(&calls, 1, async { done("again") }).await;
+    assert_eq!(again, Ok("first".to_owned()));
+}
+
 /// Fails if an id stays taken because the disk was slow or full when the call was refused.
 #[tokio::test]
 async fn what_was_refused_for_the_disk_leaves_its_id_free() {
@@ -225,12 +341,13 @@ async fn what_was_refused_for_the_disk_leaves_its_id_free() {
     let (state, calls) = open(directory.path()).await;
     let (go_on, wait) = std::sync::mpsc::channel();
     // Whoever waits for this one's commit is told that nothing was done; it comes to be all the same.
-    let key = CallKey::new(&CallerName::new("alice"), "SetMute", "x").expect("a key");
-    let row = key.clone();
+    let name = Name::new(&CallerName::new("alice"), "SetMute", "x").expect("a name");
+    // The number that the next attempt has.
+    let key = CallKey(1);
     let hanging = state.write_patiently(move |transaction| {
         let digest = Digest::default();
         let now = (SystemTime::now(), 0);
-        begin(transaction, &row, digest, Stage::Sending, now)?;
+        begin(transaction, &name, &key, digest, Stage::Sending, now)?;
         let _ = wait.recv();
         Ok(())
     });

@@ -236,6 +236,26 @@ async fn an_action_is_known_for_a_day_that_passes() {
     }
 }
 
+/// Fails if an id is forgotten for others that came to nothing.
+#[tokio::test]
+async fn what_came_to_nothing_counts_for_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_state, actions) = open(directory.path()).await;
+    let first = action(1, "x", &[Outcome::Confirmed]);
+    actions.intend(intent(1, "x")).await.expect("it is free");
+    actions.plan(first.clone(), 1).await.expect("it is kept");
+    assert!(actions.finish(first).await);
+    let number = ACTIONS_MAX as u64 + 2;
+    actions
+        .intend(intent(number, "y"))
+        .await
+        .expect("it is free");
+    assert_eq!(
+        actions.intend(intent(number + 1, "x")).await,
+        Err(LedgerError::Known)
+    );
+}
+
 /// Fails if an id is still taken by an action that was refused: its caller has been told so, and may ask again at once.
 #[tokio::test]
 async fn the_id_of_a_refused_action_is_free_at_once() {
