@@ -5,8 +5,7 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use crate::config::DialInConfig;
 use crate::dial;
 use crate::link::Stream;
 use crate::mailbox::Mailbox;
+use crate::stale::{NotFree, remove_stale_socket};
 
 /// Diallers that the kernel may hold for us; further ones are refused by it or wait.
 const BACKLOG: i32 = 16;
@@ -90,7 +90,13 @@ impl Door {
     /// Opens a Unix socket. Nobody can connect before its mode and owner are set.
     fn open_unix(path: &Path, config: &DialInConfig) -> Result<Self, DoorError> {
         let address = || format!("listen-unix:{}", path.display());
-        remove_stale(path)?;
+        remove_stale_socket(path).map_err(|error| match error {
+            NotFree::Taken => DoorError::Taken { address: address() },
+            NotFree::NotASocket => DoorError::NotASocket {
+                path: path.to_owned(),
+            },
+            NotFree::Io(error) => DoorError::new(address(), error),
+        })?;
         let open = || {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.bind(&SockAddr::unix(path)?)?;
@@ -198,28 +204,6 @@ impl Drop for SocketFile {
         if is_ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }
-    }
-}
-
-/// Removes the socket of a process that ended without doing so itself.
-fn remove_stale(path: &Path) -> Result<(), DoorError> {
-    let Ok(metadata) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(DoorError::NotASocket {
-            path: path.to_owned(),
-        });
-    }
-    let address = || format!("listen-unix:{}", path.display());
-    // A datagram socket is refused by a live stream socket too, but in other words, and without connecting: what listens
-    // there may be a daemon, and a connection to it would take its only slot.
-    let probe = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
-    match probe {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|error| DoorError::new(address(), error))
-        }
-        _ => Err(DoorError::Taken { address: address() }),
     }
 }
 

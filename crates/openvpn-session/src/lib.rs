@@ -34,6 +34,7 @@ mod report;
 mod session;
 mod slot;
 mod socket_watch;
+mod stale;
 mod tap;
 mod tls;
 mod turns;
@@ -53,5 +54,6 @@ pub use observation::{Facts, Hint, Mode, Moment, Observation, Observer, Snapshot
 pub use password::{PasswordError, read as read_password};
 pub use probe::{Probe, probe};
 pub use session::Session;
+pub use stale::{NotFree, remove_stale_socket};
 pub use tap::{Heard, Interest, Listener, Reception, TAP_BYTES_MAX, Tap};
 pub use tls::TlsError;

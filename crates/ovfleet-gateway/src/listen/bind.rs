@@ -3,13 +3,11 @@
 use std::{
     fs, io,
     net::SocketAddr,
-    os::unix::{
-        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-        net::UnixStream,
-    },
-    path::{Path, PathBuf},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::PathBuf,
 };
 
+use openvpn_session::{NotFree, remove_stale_socket};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
@@ -116,7 +114,13 @@ pub(crate) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> 
     let group = config.group.as_deref();
     let group = group.map(|name| account::group(name).ok_or_else(|| unknown("group", name)));
     let (owner, group) = (owner.transpose()?, group.transpose()?);
-    remove_stale(path, &address)?;
+    remove_stale_socket(path).map_err(|error| match error {
+        NotFree::Taken => BindError::Taken {
+            address: address.clone(),
+        },
+        NotFree::NotASocket => BindError::NotASocket { path: path.clone() },
+        NotFree::Io(source) => bind_error(&address, source),
+    })?;
     let bind = || {
         // The directory of the default socket is gone after every boot.
         if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
@@ -145,27 +149,6 @@ pub(crate) fn bind_unix(config: &SocketConfig) -> Result<UnixSocket, BindError> 
         })
     };
     bind().map_err(|source| bind_error(&address, source))
-}
-
-/// Removes the socket of a process that ended without doing so itself.
-fn remove_stale(path: &Path, address: &str) -> Result<(), BindError> {
-    let Ok(metadata) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(BindError::NotASocket {
-            path: path.to_owned(),
-        });
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|source| bind_error(address, source))
-        }
-        // Somebody answers, or holds it and is too busy to.
-        _ => Err(BindError::Taken {
-            address: address.to_owned(),
-        }),
-    }
 }
 
 fn bind_error(address: &str, source: io::Error) -> BindError {

@@ -2,10 +2,11 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
@@ -15,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -406,6 +408,49 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         error,
         "there is no user nobody-of-that-name on this machine"
     );
+}
+
+/// What listens there may be a daemon: a connection that only looks would take its only slot.
+#[tokio::test]
+async fn a_live_socket_is_not_connected_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = socket(&directory);
+    fs::create_dir(config.path.parent().unwrap()).unwrap();
+    let live = std::os::unix::net::UnixListener::bind(&config.path).unwrap();
+    live.set_nonblocking(true).unwrap();
+    let error = Listener::unix(&config).map(|_| ()).unwrap_err();
+    assert!(matches!(error, BindError::Taken { .. }), "{error}");
+    assert_eq!(live.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// A program that is too busy to accept is there all the same, and must not hold up a start.
+#[test]
+fn a_live_socket_whose_queue_is_full_is_taken_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = socket(&directory);
+    fs::create_dir(config.path.parent().unwrap()).unwrap();
+    let address = SockAddr::unix(&config.path).unwrap();
+    let busy = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    busy.bind(&address).unwrap();
+    busy.listen(0).unwrap();
+    let mut waiting = Vec::new();
+    let full = loop {
+        let caller = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        caller.set_nonblocking(true).unwrap();
+        match caller.connect(&address) {
+            Ok(()) => waiting.push(caller),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::WouldBlock);
+
+    let (opened, outcome) = mpsc::channel();
+    std::thread::spawn(move || opened.send(Listener::unix(&config).map(|_| ())));
+    let error = outcome
+        .recv_timeout(PATIENCE)
+        .expect("at once")
+        .unwrap_err();
+    assert!(matches!(error, BindError::Taken { .. }), "{error}");
 }
 
 /// A taken port is named, so that its holder can be found.
