@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -89,7 +90,8 @@ impl DirectoryWatch {
 pub(crate) fn directories(pattern: &Path) -> Vec<PathBuf> {
     let parent = parent(pattern);
     if has_wildcards(parent) {
-        return matches(parent).filter(|path| path.is_dir()).collect();
+        let found = matches(parent).filter_map(Result::ok);
+        return found.filter(|path| path.is_dir()).collect();
     }
     if parent.is_dir() {
         vec![parent.to_owned()]
@@ -111,10 +113,53 @@ pub(crate) fn has_wildcards(path: &Path) -> bool {
     path.to_string_lossy().contains(['*', '?', '['])
 }
 
-/// What matches a pattern now, in order; a part that cannot be read is left out.
-pub(crate) fn matches(pattern: &Path) -> impl Iterator<Item = PathBuf> {
-    glob::glob(&pattern.to_string_lossy())
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
+/// Why it is not known what matches a pattern.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}: {}", path.display(), with_remedy(error))]
+pub(crate) struct Unreadable {
+    /// What could not be looked at, mostly a directory.
+    pub(crate) path: PathBuf,
+    error: io::Error,
+}
+
+/// What matches a pattern now, in order, and what could not be looked at. Where no directory is, nothing matches.
+pub(crate) fn matches(pattern: &Path) -> impl Iterator<Item = Result<PathBuf, Unreadable>> {
+    let text = pattern.to_string_lossy();
+    let found = glob::glob(&text).into_iter().flatten().map(|found| {
+        found.map_err(|error| Unreadable {
+            path: error.path().to_owned(),
+            error: error.into(),
+        })
+    });
+    // `glob` takes what it may not look at by name for what is not there.
+    let parts = pattern.components();
+    let fixed: PathBuf = parts
+        .take_while(|part| !has_wildcards(part.as_ref()))
+        .collect();
+    let hidden = fs::metadata(&fixed)
+        .err()
+        .map(|error| Err(Unreadable { path: fixed, error }));
+    hidden.into_iter().chain(found).filter(|found| match found {
+        Ok(_) => true,
+        // It may have gone since it was found.
+        Err(Unreadable { error, .. }) => !means_absent(error),
+    })
+}
+
+/// Whether nothing is there, rather than something that cannot be looked at.
+pub(crate) fn means_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// What the system said, and what to do about it where that is known.
+fn with_remedy(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("{error}: make it readable for the user that the gateway runs as")
+        }
+        _ => error.to_string(),
+    }
 }

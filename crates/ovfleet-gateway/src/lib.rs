@@ -32,6 +32,8 @@ mod state;
 mod state_dir;
 mod state_lock;
 mod status;
+#[cfg(test)]
+mod unprivileged;
 
 pub use caller::{Caller, Identity, ReadOnlyListener};
 pub use config::{

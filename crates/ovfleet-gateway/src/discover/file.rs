@@ -13,7 +13,7 @@ use std::{
 use openvpn_session::Address;
 use serde::Deserialize;
 
-use super::{Found, matches};
+use super::{Found, matches, means_absent};
 use crate::config::Place;
 
 /// Largest list that is read, in bytes.
@@ -62,7 +62,20 @@ impl Targets {
     }
 
     pub(super) fn scan(&mut self, complaints: &mut BTreeSet<String>) -> Vec<Found> {
-        let paths: Vec<PathBuf> = matches(&self.pattern).take(FILES_MAX).collect();
+        let mut paths = BTreeSet::new();
+        for found in matches(&self.pattern).take(FILES_MAX) {
+            match found {
+                Ok(path) => drop(paths.insert(path)),
+                Err(unreadable) => drop(complaints.insert(format!(
+                    "{}: {unreadable}; the last good content of its files stays in force",
+                    self.pattern.display()
+                ))),
+            }
+        }
+        // What was not found is gone only where it can be seen that it is.
+        let known = self.lists.keys().filter(|path| !is_gone(path));
+        paths.extend(known.cloned());
+        let paths: BTreeSet<PathBuf> = paths.into_iter().take(FILES_MAX).collect();
         self.lists.retain(|path, _| paths.contains(path));
         for path in paths {
             self.lists.entry(path.clone()).or_default().update(&path);
@@ -106,6 +119,10 @@ impl List {
             Err(mistake) => self.mistake = Some(mistake),
         }
     }
+}
+
+fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| means_absent(&error))
 }
 
 fn read(path: &Path) -> Result<Vec<Target>, String> {

@@ -43,7 +43,17 @@ impl Sockets {
     }
 
     pub(super) fn scan(&mut self, now: Instant, complaints: &mut BTreeSet<String>) -> Vec<Found> {
-        for path in matches(&self.pattern) {
+        for found in matches(&self.pattern) {
+            let path = match found {
+                Ok(path) => path,
+                Err(unreadable) => {
+                    complaints.insert(format!(
+                        "{}: {unreadable}; sockets there count as vanished",
+                        self.pattern.display()
+                    ));
+                    continue;
+                }
+            };
             let is_socket =
                 fs::metadata(&path).is_ok_and(|metadata| metadata.file_type().is_socket());
             if !is_socket {

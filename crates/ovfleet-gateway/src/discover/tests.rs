@@ -1,12 +1,15 @@
 //! What the sources find, keep and forget.
 
-use std::{fs, os::unix::net::UnixListener};
+use std::{fs, os::unix::net::UnixListener, path::PathBuf};
 
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::Config;
+use crate::{
+    config::Config,
+    unprivileged::{set_mode, unprivileged},
+};
 
 /// What a new socket may take to be found.
 const FOUND_WITHIN: Duration = Duration::from_secs(1);
@@ -161,4 +164,99 @@ async fn a_list_is_followed_and_survives_a_mistake() {
     write(r#"[{"targets": ["10.0.0.3:7505"]}]"#);
     let scan = wait_for(&mut second, &["10.0.0.3"]).await;
     assert!(scan.complaints.is_empty(), "{:?}", scan.complaints);
+}
+
+/// A source of lists, each with one target, in a directory of a directory.
+struct Lists {
+    _directory: TempDir,
+    outer: PathBuf,
+    targets: Targets,
+}
+
+impl Lists {
+    fn new(names: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        set_mode(directory.path(), 0o755);
+        let outer = directory.path().join("outer");
+        let lists = outer.join("lists");
+        fs::create_dir_all(&lists).unwrap();
+        for name in names {
+            let text = format!(r#"[{{"targets": ["{name}.example:7505"]}}]"#);
+            fs::write(lists.join(name), text).unwrap();
+        }
+        Self {
+            _directory: directory,
+            targets: Targets::new(lists.join("*")),
+            outer,
+        }
+    }
+
+    fn lists(&self) -> PathBuf {
+        self.outer.join("lists")
+    }
+
+    /// The hosts of the targets, and the complaints.
+    fn scan(&mut self) -> (Vec<String>, String) {
+        let mut complaints = BTreeSet::new();
+        let found = unprivileged(|| self.targets.scan(&mut complaints));
+        let hosts = found.iter().map(|found| found.address.to_string());
+        let complaints: Vec<String> = complaints.into_iter().collect();
+        (hosts.collect(), complaints.join("\n"))
+    }
+}
+
+/// A directory that cannot be read for a moment must not take all of its instances out of the fleet.
+#[test]
+fn lists_that_cannot_be_looked_at_stay_in_force() {
+    let mut lists = Lists::new(&["a", "b"]);
+    let directory = lists.lists();
+    let (all, complaints) = lists.scan();
+    assert_eq!(all, ["tcp:a.example:7505", "tcp:b.example:7505"]);
+    assert_eq!(complaints, "");
+    for (closed, mode) in [
+        (&directory, 0o333),
+        (&directory, 0o000),
+        (&lists.outer.clone(), 0o000),
+    ] {
+        set_mode(closed, mode);
+        let (found, complaints) = lists.scan();
+        set_mode(closed, 0o755);
+        assert_eq!(found, all, "{mode:o}");
+        let complaint = format!(
+            "{0}/*: cannot read {0}: Permission denied (os error 13): make it readable for the user that the gateway \
+             runs as; the last good content of its files stays in force",
+            directory.display()
+        );
+        assert!(complaints.contains(&complaint), "{mode:o}: {complaints}");
+    }
+    // One that was removed is seen to be gone also where nobody can say which there are.
+    set_mode(&directory, 0o333);
+    fs::remove_file(directory.join("b")).unwrap();
+    let (found, _) = lists.scan();
+    set_mode(&directory, 0o755);
+    assert_eq!(found, ["tcp:a.example:7505"]);
+    // No directory is no lists, and no mistake.
+    fs::remove_dir_all(&lists.outer).unwrap();
+    assert_eq!(lists.scan(), (Vec::new(), String::new()));
+}
+
+/// Sockets that cannot be seen vanish like others, but somebody has to hear why.
+#[test]
+fn a_directory_of_sockets_that_cannot_be_read_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    set_mode(directory.path(), 0o755);
+    let mut sockets = Sockets::new(directory.path().join("*.sock"), Duration::from_hours(1));
+    let _daemon = bind(&directory, "eu1.sock");
+    let mut scan = || {
+        let mut complaints = BTreeSet::new();
+        let found = unprivileged(|| sockets.scan(Instant::now(), &mut complaints));
+        (found.len(), complaints)
+    };
+    assert_eq!(scan(), (1, BTreeSet::new()));
+    set_mode(directory.path(), 0o000);
+    let (found, complaints) = scan();
+    set_mode(directory.path(), 0o755);
+    assert_eq!(found, 1, "it is kept for a while");
+    let complaint = complaints.first().unwrap();
+    assert!(complaint.contains("cannot read"), "{complaint}");
 }
