@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
+    hash::{DefaultHasher, Hash, Hasher as _},
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{error::Mistakes, reader::Source};
+use crate::directory_watch::{has_wildcards, matches};
 
 /// Largest file that is read; the largest sensible one has some megabytes of instances.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -31,23 +32,24 @@ impl ConfigFiles {
     #[must_use]
     pub fn digest_now(&self) -> u64 {
         let ignored = Mistakes::default();
+        let main = FileRead::new(self.main.clone(), &ignored);
         let included = self.include.iter();
-        let included = included.flat_map(|pattern| included_files(pattern, &ignored));
-        let paths = std::iter::once(self.main.clone()).chain(included);
-        // A file that cannot be read is one state of it.
-        digest(paths.map(|path| {
-            let text = read_text(&path).ok();
-            (path, text)
-        }))
+        let included = included.flat_map(|pattern| read_included(pattern, &ignored));
+        digest(std::iter::once(main).chain(included))
     }
 }
 
-fn digest<P: AsRef<Path>, T: AsRef<str>>(files: impl Iterator<Item = (P, Option<T>)>) -> u64 {
+/// What came of reading a file, or a directory of them.
+#[derive(Hash)]
+struct FileRead {
+    path: PathBuf,
+    /// `None`: it cannot be read, which is one state of it.
+    text: Option<String>,
+}
+
+fn digest(files: impl Iterator<Item = impl Hash>) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for (path, text) in files {
-        path.as_ref().hash(&mut hasher);
-        text.as_ref().map(AsRef::as_ref).hash(&mut hasher);
-    }
+    files.for_each(|file| file.hash(&mut hasher));
     hasher.finish()
 }
 
@@ -56,78 +58,80 @@ pub(super) struct ConfigFile {
     pub(super) text: String,
 }
 
-/// The main file, then the included ones in order of their names; and what it includes.
+/// The main file, then the included ones in order of their names, as far as they can be read; and what it includes.
 pub(super) fn read(path: &Path, mistakes: &Mistakes) -> (Vec<ConfigFile>, ConfigFiles) {
-    let mut origin = ConfigFiles {
-        main: path.to_owned(),
-        include: Vec::new(),
-        digest: 0,
-    };
-    let Some(main) = read_file(path, mistakes) else {
-        return (Vec::new(), origin);
-    };
-    let included = {
-        let source = Source {
-            path: &main.path,
-            text: &main.text,
-            mistakes: &Mistakes::default(),
-        };
-        let table = source.parse();
-        let mut root = source.root(table.get_ref());
-        root.take("include").map(|value| {
-            value
-                .items()
-                .iter()
-                .filter_map(|item| item.path())
-                .collect()
-        })
-    };
-    origin.include = included.unwrap_or_default();
+    let main = FileRead::new(path.to_owned(), mistakes);
+    let include = main.include();
     let mut files = vec![main];
-    for pattern in &origin.include {
-        files.extend(
-            included_files(pattern, mistakes)
-                .iter()
-                .filter_map(|path| read_file(path, mistakes)),
-        );
+    for pattern in &include {
+        files.extend(read_included(pattern, mistakes));
     }
-    origin.digest = digest(files.iter().map(|file| (&file.path, Some(&file.text))));
-    (files, origin)
+    let origin = ConfigFiles {
+        main: path.to_owned(),
+        include,
+        digest: digest(files.iter()),
+    };
+    let files = files.into_iter().filter_map(|file| {
+        Some(ConfigFile {
+            path: file.path.into(),
+            text: file.text?,
+        })
+    });
+    (files.collect(), origin)
 }
 
 /// The files that a pattern of `include` means. A path without wildcards has to exist.
-fn included_files(pattern: &Path, mistakes: &Mistakes) -> Vec<PathBuf> {
-    let text = pattern.to_string_lossy();
-    if !text.contains(['*', '?', '[']) {
-        return vec![pattern.to_owned()];
+fn read_included(pattern: &Path, mistakes: &Mistakes) -> Vec<FileRead> {
+    if !has_wildcards(pattern) {
+        return vec![FileRead::new(pattern.to_owned(), mistakes)];
     }
     // A pattern that cannot be read is reported where `include` is.
-    let Ok(paths) = glob::glob(&text) else {
-        return Vec::new();
-    };
-    let paths: Vec<PathBuf> = paths
-        .take(INCLUDES_MAX + 1)
-        .filter_map(Result::ok)
+    let found = matches(pattern).take(INCLUDES_MAX + 1);
+    let files: Vec<FileRead> = found
+        .map(|found| match found {
+            Ok(path) => FileRead::new(path, mistakes),
+            Err(unreadable) => {
+                mistakes.add_file(pattern.to_owned(), unreadable.to_string());
+                let path = unreadable.path;
+                FileRead { path, text: None }
+            }
+        })
         .collect();
-    if paths.len() > INCLUDES_MAX {
+    if files.len() > INCLUDES_MAX {
         mistakes.add_file(
             pattern.to_owned(),
             format!("matches more than {INCLUDES_MAX} files"),
         );
     }
-    paths
+    files
 }
 
-fn read_file(path: &Path, mistakes: &Mistakes) -> Option<ConfigFile> {
-    match read_text(path) {
-        Ok(text) => Some(ConfigFile {
-            path: path.into(),
+impl FileRead {
+    fn new(path: PathBuf, mistakes: &Mistakes) -> Self {
+        let text = read_text(&path).inspect_err(|error| {
+            mistakes.add_file(path.clone(), format!("cannot read the file: {error}"));
+        });
+        let text = text.ok();
+        Self { path, text }
+    }
+
+    /// What the file includes, whatever else is wrong with it.
+    fn include(&self) -> Vec<PathBuf> {
+        let Some(text) = &self.text else {
+            return Vec::new();
+        };
+        let source = Source {
+            path: &Arc::from(self.path.as_path()),
             text,
-        }),
-        Err(error) => {
-            mistakes.add_file(path.to_owned(), format!("cannot read the file: {error}"));
-            None
-        }
+            mistakes: &Mistakes::default(),
+        };
+        let table = source.parse();
+        let mut root = source.root(table.get_ref());
+        let include = root.take("include").map(|value| {
+            let items = value.items();
+            items.iter().filter_map(|item| item.path()).collect()
+        });
+        include.unwrap_or_default()
     }
 }
 

@@ -8,6 +8,7 @@ use openvpn_session::{Address, DisconnectPolicy, HoldPolicy, TlsConfig};
 use tempfile::TempDir;
 
 use super::*;
+use crate::unprivileged::{set_mode, unprivileged};
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -641,6 +642,30 @@ fn included_files_add_instances() {
         "more.toml:1: include: an included file cannot include others\n\
          none.toml: cannot read the file: No such file or directory (os error 2)"
     );
+}
+
+/// Instances of a directory that cannot be read must not be missing without a word; one that is not there has none.
+#[test]
+fn a_directory_of_include_that_cannot_be_read_is_a_mistake() {
+    let files = Files::new(&[(
+        "main.toml",
+        "include = [\"conf.d/*.toml\", \"none.d/*.toml\"]\nlisten.grpc = \"unix:/s\"\n",
+    )]);
+    let directory = files.path("conf.d");
+    fs::create_dir(&directory).unwrap();
+    set_mode(files.0.path(), 0o755);
+    set_mode(&files.path("main.toml"), 0o644);
+    let origin = unprivileged(|| files.load()).unwrap().files.unwrap();
+    assert_eq!(origin.digest, origin.digest_now());
+    set_mode(&directory, 0o000);
+    let (found, digest) = unprivileged(|| (files.load(), origin.digest_now()));
+    set_mode(&directory, 0o755);
+    assert_eq!(
+        files.errors(found),
+        "conf.d/*.toml: cannot read conf.d: Permission denied (os error 13): make it readable for the user that the \
+         gateway runs as"
+    );
+    assert_ne!(origin.digest, digest, "it is something new");
 }
 
 /// A password file that others can read stops its instance, not the gateway;
