@@ -155,7 +155,7 @@ pub(crate) fn means_absent(error: &io::Error) -> bool {
 }
 
 /// What the system said, and what to do about it where that is known.
-fn with_remedy(error: &io::Error) -> String {
+pub(crate) fn with_remedy(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
             format!("{error}: make it readable for the user that the gateway runs as")

@@ -13,7 +13,7 @@ use std::{
 use openvpn_session::Address;
 use serde::Deserialize;
 
-use super::{Found, matches, means_absent};
+use super::{Found, matches, means_absent, with_remedy};
 use crate::config::Place;
 
 /// Largest list that is read, in bytes.
@@ -110,8 +110,11 @@ impl List {
         if self.version.is_some() && version == self.version {
             return;
         }
-        self.version = version;
-        match read(path) {
+        let text = read(path);
+        // What could not be read is tried again: neither who may read it nor a bad disk is part of a version.
+        self.version = version.filter(|_| text.is_ok());
+        let text = text.map_err(|error| with_remedy(&error));
+        match text.and_then(|text| parse(&text)) {
             Ok(targets) => {
                 self.targets = targets;
                 self.mistake = None;
@@ -125,19 +128,20 @@ fn is_gone(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| means_absent(&error))
 }
 
-fn read(path: &Path) -> Result<Vec<Target>, String> {
-    let read = || {
-        let mut text = String::new();
-        File::open(path)?
-            .take(FILE_BYTES_MAX + 1)
-            .read_to_string(&mut text)?;
-        if u64::try_from(text.len()).is_ok_and(|length| length > FILE_BYTES_MAX) {
-            return Err(io::Error::other("the file is too large"));
-        }
-        Ok(text)
-    };
-    let text = read().map_err(|error| error.to_string())?;
-    let groups: Vec<Group> = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+/// The whole file, or one byte more than it may have.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn parse(text: &[u8]) -> Result<Vec<Target>, String> {
+    if u64::try_from(text.len()).is_ok_and(|length| length > FILE_BYTES_MAX) {
+        return Err("the file is too large".to_owned());
+    }
+    let groups: Vec<Group> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     let mut targets = Vec::new();
     for group in groups {
         for target in group.targets {

@@ -22,7 +22,9 @@ use openvpn_session::Address;
 use self::{file::Targets, sockets::Sockets};
 use crate::{
     config::{DiscoverConfig, DiscoverSource, InstanceConfig, Place},
-    directory_watch::{DirectoryWatch, directories, has_wildcards, matches, means_absent, parent},
+    directory_watch::{
+        DirectoryWatch, directories, has_wildcards, matches, means_absent, parent, with_remedy,
+    },
 };
 
 /// The least time between two scans: a directory where much happens is looked

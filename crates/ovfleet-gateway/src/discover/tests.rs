@@ -240,6 +240,28 @@ fn lists_that_cannot_be_looked_at_stay_in_force() {
     assert_eq!(lists.scan(), (Vec::new(), String::new()));
 }
 
+/// The mode of a file is no part of its content: once it may be read it has to be, though nothing was written.
+#[test]
+fn a_list_that_becomes_readable_is_read() {
+    let mut lists = Lists::new(&["a"]);
+    let list = lists.lists().join("a");
+    set_mode(&list, 0o000);
+    for _ in 0..2 {
+        let (found, complaints) = lists.scan();
+        assert_eq!(found, [""; 0]);
+        let complaint = format!(
+            "{}: Permission denied (os error 13): make it readable for the user that the gateway runs as; \
+             its last good content stays in force",
+            list.display()
+        );
+        assert_eq!(complaints, complaint);
+    }
+    set_mode(&list, 0o644);
+    let (found, complaints) = lists.scan();
+    assert_eq!(found, ["tcp:a.example:7505"]);
+    assert_eq!(complaints, "");
+}
+
 /// Sockets that cannot be seen vanish like others, but somebody has to hear why.
 #[test]
 fn a_directory_of_sockets_that_cannot_be_read_is_told() {
