@@ -201,6 +201,32 @@ async fn a_discovered_socket_joins_the_fleet_at_once() {
     println!("joined {:?} after it was bound", start.elapsed());
 }
 
+/// A configuration that was refused comes into force when the file is mended that only it includes.
+#[tokio::test]
+async fn what_a_refused_configuration_includes_is_watched() {
+    let running = Running::start("").await;
+    let path = |name: &str| running.directory.path().join(name);
+    fs::create_dir(path("conf.d")).unwrap();
+    let text = fs::read_to_string(path("ovfleet.toml")).unwrap();
+    let text = format!("include = \"conf.d/eu1.toml\"\n{text}");
+    fs::write(path("ovfleet.toml"), text).unwrap();
+    until("the refusal", async || {
+        let (_, metrics) = running.get("/metrics").await;
+        let refused = "ovfleet_config_reloads_total{result=\"refused\"} 1\n";
+        metrics.contains(refused).then_some(())
+    })
+    .await;
+    let instance = format!(
+        "[[instance]]\nname = \"eu1\"\naddress = \"unix:{}\"\n",
+        path("eu1.sock").display()
+    );
+    fs::write(path("conf.d/eu1.toml"), instance).unwrap();
+    until("the instance", async || {
+        running.gateway.fleet().instance("eu1")
+    })
+    .await;
+}
+
 /// A password file that others can read stops its instance, not the gateway.
 #[tokio::test]
 async fn a_bad_password_file_stops_its_instance_alone() {

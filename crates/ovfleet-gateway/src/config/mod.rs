@@ -104,6 +104,14 @@ impl Config {
     /// # Errors
     /// Every mistake in them.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        Self::load_files(path).map_err(|(errors, _)| errors)
+    }
+
+    /// The same; with the mistakes comes what was read, for they may be mended in any of its files.
+    ///
+    /// # Errors
+    /// Every mistake in them.
+    pub(crate) fn load_files(path: &Path) -> Result<Self, (ConfigErrors, ConfigFiles)> {
         let mistakes = Mistakes::default();
         let (files, origin) = files::read(path, &mistakes);
         let config = read_config(&files, &mistakes);
@@ -113,7 +121,7 @@ impl Config {
                 ..config
             })
         } else {
-            Err(mistakes.into_errors())
+            Err((mistakes.into_errors(), origin))
         }
     }
 

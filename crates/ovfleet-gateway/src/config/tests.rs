@@ -644,6 +644,18 @@ fn included_files_add_instances() {
     );
 }
 
+/// What is wrong may be mended in a file that only what was refused includes: that has to be noticed.
+#[test]
+fn mistakes_come_with_what_was_read() {
+    let files = Files::new(&[("main.toml", "include = \"new.toml\"\nnmae = \"g\"\n")]);
+    let (errors, read) = Config::load_files(&files.path("main.toml")).unwrap_err();
+    assert_eq!(errors.as_slice().len(), 2, "{errors}");
+    assert_eq!(read.include, [files.path("new.toml")]);
+    assert_eq!(read.digest, read.digest_now());
+    fs::write(files.path("new.toml"), "").unwrap();
+    assert_ne!(read.digest, read.digest_now());
+}
+
 /// Instances of a directory that cannot be read must not be missing without a word; one that is not there has none.
 #[test]
 fn a_directory_of_include_that_cannot_be_read_is_a_mistake() {

@@ -309,12 +309,12 @@ impl Keeper {
         };
         let config = match load(&files).await {
             Ok(config) => config,
-            Err((errors, digest)) => {
+            Err((errors, read)) => {
                 if !validate_only {
                     let mistakes = errors.as_slice().iter().take(MISTAKES_TOLD);
                     let mistakes: Vec<_> = mistakes.map(ToString::to_string).collect();
                     self.report_refusal(cause, &mistakes.join("; "));
-                    self.note_read(ConfigFiles { digest, ..files });
+                    self.note_read(read);
                 }
                 return Err(InventoryError::Config(errors));
             }
@@ -562,15 +562,10 @@ fn watched_files(config: &Config) -> Option<ConfigFiles> {
     config.files.clone().filter(|_| config.watch_config)
 }
 
-/// Reads the files again; with the mistakes comes what stands for the files that have them.
-async fn load(files: &ConfigFiles) -> Result<Config, (ConfigErrors, u64)> {
-    let files = files.clone();
-    blocking(move || {
-        // Before it is read: what changes between is then read again.
-        let digest = files.digest_now();
-        Config::load(&files.main).map_err(|errors| (errors, digest))
-    })
-    .await
+/// Reads the files again; with the mistakes comes what was read.
+async fn load(files: &ConfigFiles) -> Result<Config, (ConfigErrors, ConfigFiles)> {
+    let main = files.main.clone();
+    blocking(move || Config::load_files(&main)).await
 }
 
 async fn problems(config: &Config) -> Vec<String> {
