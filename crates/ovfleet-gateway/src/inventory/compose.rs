@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use openvpn_fleet::InstanceName;
+use openvpn_fleet::{InstanceName, InstanceSource};
 
 use super::runtime::Runtime;
 use crate::{
@@ -35,26 +35,30 @@ pub(crate) struct SetAside {
 pub(crate) enum AsideReason {
     /// It is not valid, with the present defaults.
     Invalid(String),
-    /// The file or discovery defines an instance of its name or address.
-    Clash(Clash),
+    /// Others have its name or addresses: all that they have, never empty.
+    Clashes(Vec<Clash>),
 }
 
 impl fmt::Display for AsideReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid(mistakes) => f.write_str(mistakes),
-            Self::Clash(clash) => clash.fmt(f),
+            Self::Clashes(clashes) => {
+                let told: Vec<_> = clashes.iter().map(ToString::to_string).collect();
+                f.write_str(&told.join("; "))
+            }
         }
     }
 }
 
-/// What was written down goes first, then what was found, then what was defined at run time; `last` among those the
-/// last. The first of every name and address stays.
+/// What was written down goes first, then what was found, then what was defined at run time: first what `present` has
+/// in force, and of both `changed` the last. The first of every name and address stays.
 pub(crate) fn compose(
     configured: &[InstanceConfig],
     scan: &Scan,
     runtime: &Runtime,
-    last: Option<&InstanceName>,
+    present: &Composition,
+    changed: Option<&InstanceName>,
 ) -> Composition {
     let mut composition = Composition {
         complaints: scan.complaints.clone(),
@@ -85,19 +89,19 @@ pub(crate) fn compose(
             composition.add(instance);
         }
     }
-    let is_last = |name: &InstanceName| last == Some(name);
-    let defined = runtime.definitions().filter(|(name, _)| !is_last(name));
-    let defined = defined.chain(runtime.definitions().filter(|(name, _)| is_last(name)));
+    let mut defined: Vec<_> = runtime.definitions().collect();
+    // Otherwise one that is set aside would end the session of another by its name alone.
+    defined.sort_by_key(|(name, _)| (!present.has_of_api(name), changed == Some(*name)));
     for (name, definition) in defined {
         let reason = match &definition.built {
             Err(mistakes) => Some(AsideReason::Invalid(mistakes.clone())),
-            Ok(instance) => match taken.clashes(instance).into_iter().next() {
-                Some(clash) => Some(AsideReason::Clash(clash)),
-                None => {
+            Ok(instance) => match taken.clashes(instance) {
+                clashes if clashes.is_empty() => {
                     taken.take(instance);
                     composition.add(instance);
                     None
                 }
+                clashes => Some(AsideReason::Clashes(clashes)),
             },
         };
         let name = name.clone();
@@ -113,6 +117,23 @@ pub(crate) fn compose(
 }
 
 impl Composition {
+    /// What others have that a definition wants, which is not in force for that.
+    pub(super) fn clashes(&self, name: &InstanceName) -> &[Clash] {
+        let mut aside = self.set_aside.iter();
+        match aside.find(|aside| aside.name == *name) {
+            Some(SetAside {
+                reason: AsideReason::Clashes(clashes),
+                ..
+            }) => clashes,
+            _ => &[],
+        }
+    }
+
+    fn has_of_api(&self, name: &InstanceName) -> bool {
+        let instance = self.instances.get(name);
+        instance.is_some_and(|instance| instance.spec.source == InstanceSource::Api)
+    }
+
     fn add(&mut self, instance: &InstanceConfig) {
         let name = instance.spec.name.clone();
         self.instances.insert(name, instance.clone());
@@ -140,7 +161,13 @@ mod tests {
         let bind = |name: &str| UnixListener::bind(directory.path().join(name)).unwrap();
         let _sockets = (bind("eu1.sock"), bind("eu2.sock"));
         let scan = Sources::new(config.discover, &Sources::default()).scan();
-        let composition = compose(&config.instances, &scan, &Runtime::default(), None);
+        let composition = compose(
+            &config.instances,
+            &scan,
+            &Runtime::default(),
+            &Composition::default(),
+            None,
+        );
         // eu2.sock is known as mine already.
         let names: Vec<_> = composition
             .instances

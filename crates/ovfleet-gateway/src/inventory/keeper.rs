@@ -12,8 +12,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    AsideReason, Done, Inventory, InventoryError, Order, Plan, REQUESTS_MAX, ReloadCause, Reloads,
-    Request, View, Violation,
+    Done, Inventory, InventoryError, Order, Plan, REQUESTS_MAX, ReloadCause, Reloads, Request,
+    View, Violation,
     compose::{Composition, compose},
     files,
     plan::harm_of,
@@ -268,14 +268,12 @@ impl Keeper {
         call: Option<CallKey>,
     ) -> Result<Done, InventoryError> {
         let (now, before) = (entry.registered(), self.runtime.entry(name).registered());
-        let is_defined = entry.definition.is_some();
         let runtime = self.runtime.with(name.clone(), entry)?;
-        let wanted = compose(&self.config.instances, &self.scan, &runtime, Some(name));
-        let aside = wanted.set_aside.iter().find(|aside| aside.name == *name);
-        if let Some(AsideReason::Clash(clash)) = aside.map(|aside| &aside.reason)
-            && is_defined
-            && !self.is_set_aside(name)
-        {
+        let wanted = self.compose(&runtime, Some(name));
+        // One that is set aside can be changed as it is; what it did not want before, it does not get either.
+        let known = self.present.clashes(name);
+        let mut clashes = wanted.clashes(name).iter();
+        if let Some(clash) = clashes.find(|clash| !known.contains(clash)) {
             let clash = clash.clone();
             return Err(InventoryError::Taken { clash });
         }
@@ -326,7 +324,7 @@ impl Keeper {
             (sources, scan)
         })
         .await;
-        let wanted = compose(&config.instances, &scan, &runtime, None);
+        let wanted = compose(&config.instances, &scan, &runtime, &self.present, None);
         let mut plan = Plan::new(&self.present.instances, &wanted.instances, &self.fleet);
         plan.takes_restart = config.takes_restart(&self.started);
         plan.problems = problems(&config).await;
@@ -378,8 +376,14 @@ impl Keeper {
             (discovery, scan)
         })
         .await;
-        let wanted = compose(&self.config.instances, &self.scan, &self.runtime, None);
+        let wanted = self.compose(&self.runtime, None);
         self.apply(wanted).await;
+    }
+
+    /// What `runtime` makes of the instances there are, `changed` the last.
+    fn compose(&self, runtime: &Runtime, changed: Option<&InstanceName>) -> Composition {
+        let (configured, scan) = (&self.config.instances, &self.scan);
+        compose(configured, scan, runtime, &self.present, changed)
     }
 
     /// Makes `wanted` the instances there are, and lets their virtual sockets follow.
@@ -579,3 +583,6 @@ async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -
     let running = spawn_blocking(job).await;
     running.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
+
+#[cfg(test)]
+mod tests;

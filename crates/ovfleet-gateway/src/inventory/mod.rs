@@ -23,7 +23,7 @@ use ovfleet_proto::v1::InstanceDefinition;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use self::{
-    compose::{AsideReason, SetAside},
+    compose::SetAside,
     error::{InventoryError, Violation},
     keeper::Keeper,
     plan::{InstanceChange, Plan},

@@ -1,0 +1,180 @@
+//! Changes of the inventory, one after the other, without a server around them.
+
+use std::{fs, time::Duration};
+
+use openvpn_fleet::{FleetConfig, GatewayName, InstanceUid, JournalConfig};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{config::Limits, listen::Admission, state::State};
+
+/// A keeper, and the directory of its configuration, for which `@` stands in every text.
+struct Lab {
+    directory: TempDir,
+    keeper: Keeper,
+}
+
+impl Lab {
+    async fn new(text: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self::on(directory, text).await
+    }
+
+    async fn on(directory: TempDir, text: &str) -> Self {
+        let fleet = Fleet::new(&FleetConfig {
+            gateway: GatewayName::new("gw").unwrap(),
+            journal: JournalConfig {
+                memory_bytes: 1 << 20,
+                events_max: 1_000,
+                age_max: Duration::from_secs(60),
+                encode: |_| bytes::Bytes::new(),
+                start: None,
+            },
+        });
+        let mux = MuxSockets::new(fleet.clone(), Admission::new(&Limits::default()));
+        let registry = Registry::new(State::open(None).unwrap());
+        write(&directory, text);
+        let config = Config::load(&directory.path().join("main.toml")).unwrap();
+        let (keeper, _) = Keeper::begin(fleet, mux, config, registry).await.unwrap();
+        Self { directory, keeper }
+    }
+
+    fn definition(&self, name: &str, address: &str) -> InstanceDefinition {
+        InstanceDefinition {
+            name: name.to_owned(),
+            address: filled(&self.directory, address),
+            ..InstanceDefinition::default()
+        }
+    }
+
+    async fn create(&mut self, definition: InstanceDefinition) -> Result<Done, InventoryError> {
+        let order = Order::Create {
+            definition: Box::new(definition),
+            validate_only: false,
+        };
+        self.keeper.carry_out(order, None).await
+    }
+
+    async fn update(
+        &mut self,
+        definition: InstanceDefinition,
+        etag: &str,
+    ) -> Result<Done, InventoryError> {
+        let order = Order::Update {
+            definition: Box::new(definition),
+            mask: Vec::new(),
+            etag: etag.to_owned(),
+            validate_only: false,
+            force: false,
+        };
+        self.keeper.carry_out(order, None).await
+    }
+
+    async fn delete(&mut self, name: &str, etag: &str) -> Result<Done, InventoryError> {
+        let order = Order::Delete {
+            name: InstanceName::new(name).unwrap(),
+            etag: etag.to_owned(),
+            validate_only: false,
+            force: false,
+        };
+        self.keeper.carry_out(order, None).await
+    }
+
+    async fn reload(&mut self, text: &str) {
+        write(&self.directory, text);
+        let order = Order::Reload {
+            cause: ReloadCause::Signal,
+            validate_only: false,
+            force: true,
+        };
+        self.keeper.carry_out(order, None).await.unwrap();
+    }
+
+    /// Names and addresses of the instances there are.
+    fn instances(&self) -> Vec<(String, String)> {
+        let shown = format!("unix:{}/", self.directory.path().display());
+        let instances = self.keeper.fleet.instances().into_iter();
+        let of = |instance: Arc<openvpn_fleet::Instance>| {
+            let address = instance.spec().session.address.to_string();
+            (instance.name().to_string(), address.replace(&shown, "@/"))
+        };
+        instances.map(of).collect()
+    }
+
+    fn uid(&self, name: &str) -> Option<InstanceUid> {
+        Some(self.keeper.fleet.instance(name)?.uid())
+    }
+}
+
+fn filled(directory: &TempDir, text: &str) -> String {
+    text.replace('@', &directory.path().display().to_string())
+}
+
+fn write(directory: &TempDir, text: &str) {
+    let path = directory.path().join("main.toml");
+    fs::write(path, filled(directory, text)).unwrap();
+}
+
+fn labelled(definition: InstanceDefinition, label: &str) -> InstanceDefinition {
+    InstanceDefinition {
+        labels: [(label.to_owned(), String::new())].into(),
+        ..definition
+    }
+}
+
+fn pairs(wanted: &[(&str, &str)]) -> Vec<(String, String)> {
+    let owned = |&(name, address): &(&str, &str)| (name.to_owned(), address.to_owned());
+    wanted.iter().map(owned).collect()
+}
+
+/// The file takes the name of `a`, which the API made at `@/a`.
+const FILE_HAS_A: &str = "[[instance]]\nname = \"a\"\naddress = \"unix:@/file\"";
+
+/// Nobody named `b`: its session must not end because `a`, which is set aside, came to want its address.
+#[tokio::test]
+async fn one_set_aside_is_not_given_the_address_of_another() {
+    let mut lab = Lab::new("").await;
+    for name in ["a", "b"] {
+        let definition = lab.definition(name, &format!("unix:@/{name}"));
+        lab.create(definition).await.unwrap();
+    }
+    lab.reload(FILE_HAS_A).await;
+    let as_it_was = [("a", "@/file"), ("b", "@/b")];
+    assert_eq!(lab.instances(), pairs(&as_it_was));
+
+    let address_of_b = lab.definition("a", "unix:@/b");
+    let refused = lab.update(address_of_b, "").await.unwrap_err();
+    let InventoryError::Taken { clash } = &refused else {
+        panic!("{refused}");
+    };
+    assert!(
+        matches!(clash, Clash::Address(_, holder) if holder.name.as_str() == "b"),
+        "{clash}"
+    );
+    // What does not concern the clash it has can be changed.
+    let definition = lab.definition("a", "unix:@/a");
+    lab.update(labelled(definition, "x"), "").await.unwrap();
+    assert_eq!(lab.instances(), pairs(&as_it_was));
+}
+
+/// An address that became free was given to `b`: `a`, which had it once and comes first by name, must wait until `b`
+/// is gone.
+#[tokio::test]
+async fn one_in_force_loses_nothing_to_one_set_aside() {
+    let mut lab = Lab::new("").await;
+    let definition = lab.definition("a", "unix:@/x");
+    lab.create(definition).await.unwrap();
+    lab.reload(FILE_HAS_A).await;
+    let b = lab.definition("b", "unix:@/x");
+    lab.create(b.clone()).await.unwrap();
+    let uid = lab.uid("b");
+
+    lab.reload("").await;
+    lab.keeper.look().await;
+    lab.update(labelled(b, "x"), "").await.unwrap();
+    assert_eq!(lab.instances(), pairs(&[("b", "@/x")]));
+    assert_eq!(lab.uid("b"), uid);
+
+    lab.delete("b", "").await.unwrap();
+    assert_eq!(lab.instances(), pairs(&[("a", "@/x")]));
+}
