@@ -136,7 +136,7 @@ impl Keeper {
                 force,
             } => {
                 let name = name_of(&definition)?;
-                self.check_etag(&name, &etag)?;
+                self.check_etag_of_definition(&name, &etag)?;
                 let before = self.defined(&name)?;
                 let merged = convert::definition::merge(before, *definition, &mask)?;
                 let built = self.build(merged).await?;
@@ -159,7 +159,7 @@ impl Keeper {
                 validate_only,
                 force,
             } => {
-                self.check_etag(&name, &etag)?;
+                self.check_etag_of_definition(&name, &etag)?;
                 self.defined(&name)?;
                 let was_set_aside = self.is_set_aside(&name);
                 // A pause of what the file or discovery defines is not this one's.
@@ -509,18 +509,30 @@ impl Keeper {
         aside.any(|aside| aside.name == *name)
     }
 
+    /// The same as [`check_etag`](Self::check_etag) for what the API says of a name: where that is set aside, the
+    /// instance of that name is another one, or there is none.
+    fn check_etag_of_definition(
+        &self,
+        name: &InstanceName,
+        etag: &str,
+    ) -> Result<(), InventoryError> {
+        let Entry { definition, pause } = self.runtime.entry(name);
+        let Some(definition) = definition else {
+            return self.check_etag(name, etag);
+        };
+        let present = definition.built.map(|mut instance| {
+            instance.spec.paused = pause;
+            instance.spec.etag()
+        });
+        // One that is not valid any more is not what anybody has seen.
+        compare_etags(name, etag, present.as_deref().unwrap_or("none"))
+    }
+
     fn check_etag(&self, name: &InstanceName, etag: &str) -> Result<(), InventoryError> {
         let Some(instance) = self.fleet.instance(name.as_str()) else {
             return Ok(());
         };
-        let (_, present) = instance.spec_and_etag();
-        if etag.is_empty() || *etag == *present {
-            return Ok(());
-        }
-        Err(InventoryError::EtagMismatch {
-            name: name.clone(),
-            present: present.to_string(),
-        })
+        compare_etags(name, etag, &instance.spec_and_etag().1)
     }
 
     /// How a definition reaches its daemon, unless a session of ours does so already.
@@ -542,6 +554,16 @@ impl Keeper {
             set_aside: Vec::new(),
         }
     }
+}
+
+fn compare_etags(name: &InstanceName, etag: &str, present: &str) -> Result<(), InventoryError> {
+    if etag.is_empty() || etag == present {
+        return Ok(());
+    }
+    Err(InventoryError::EtagMismatch {
+        name: name.clone(),
+        present: present.to_owned(),
+    })
 }
 
 fn name_of(definition: &InstanceDefinition) -> Result<InstanceName, InventoryError> {

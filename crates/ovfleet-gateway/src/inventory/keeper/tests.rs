@@ -101,6 +101,11 @@ impl Lab {
         instances.map(of).collect()
     }
 
+    fn etag(&self, name: &str) -> String {
+        let instance = self.keeper.fleet.instance(name).unwrap();
+        instance.spec_and_etag().1.to_string()
+    }
+
     fn uid(&self, name: &str) -> Option<InstanceUid> {
         Some(self.keeper.fleet.instance(name)?.uid())
     }
@@ -177,4 +182,36 @@ async fn one_in_force_loses_nothing_to_one_set_aside() {
 
     lab.delete("b", "").await.unwrap();
     assert_eq!(lab.instances(), pairs(&[("a", "@/x")]));
+}
+
+/// Two callers change what is set aside: the second, who has not seen what the first did, must be told. The etag of the
+/// file's instance of that name says nothing of it.
+#[tokio::test]
+async fn the_etag_of_one_set_aside_is_its_own() {
+    let mut lab = Lab::new("").await;
+    let definition = lab.definition("a", "unix:@/a");
+    lab.create(definition.clone()).await.unwrap();
+    let its_address = "[[instance]]\nname = \"z\"\naddress = \"unix:@/a\"";
+    for text in [FILE_HAS_A, its_address] {
+        lab.reload("").await;
+        let seen = lab.etag("a");
+        lab.reload(text).await;
+        if text == FILE_HAS_A {
+            let of_file = lab.etag("a");
+            expect_mismatch(lab.update(definition.clone(), &of_file).await, text);
+            expect_mismatch(lab.delete("a", &of_file).await, text);
+        }
+        let change = labelled(definition.clone(), &seen);
+        lab.update(change.clone(), &seen).await.expect(text);
+        expect_mismatch(lab.update(change, &seen).await, text);
+        expect_mismatch(lab.delete("a", &seen).await, text);
+    }
+}
+
+fn expect_mismatch(done: Result<Done, InventoryError>, of: &str) {
+    let done = done.map(drop);
+    assert!(
+        matches!(done, Err(InventoryError::EtagMismatch { .. })),
+        "{of}: {done:?}"
+    );
 }
