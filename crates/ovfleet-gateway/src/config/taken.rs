@@ -60,6 +60,13 @@ impl Taken {
             .collect()
     }
 
+    /// Whether another one has the management address of `instance`.
+    pub(crate) fn has_address_of(&self, instance: &InstanceConfig) -> bool {
+        let address = instance.spec.session.address.to_string();
+        let holder = self.addresses.get(&port(&address));
+        holder.is_some_and(|holder| *holder != Holder::of(instance))
+    }
+
     fn take_identity(&mut self, instance: &InstanceConfig) -> Vec<Clash> {
         let mut clashes = Vec::new();
         let name = &instance.spec.name;
@@ -74,7 +81,8 @@ impl Taken {
         clashes
     }
 
-    fn take_sockets(&mut self, instance: &InstanceConfig) -> Vec<Clash> {
+    /// The same for its virtual sockets alone.
+    pub(crate) fn take_sockets(&mut self, instance: &InstanceConfig) -> Vec<Clash> {
         let mut clashes = Vec::new();
         for socket in &instance.mux {
             let address = socket.address.shown();
@@ -86,11 +94,16 @@ impl Taken {
     }
 
     fn take_address(&mut self, address: &str, instance: &InstanceConfig) -> Option<Holder> {
-        let holder = Holder {
+        self.addresses.insert(port(address), Holder::of(instance))
+    }
+}
+
+impl Holder {
+    fn of(instance: &InstanceConfig) -> Self {
+        Self {
             name: instance.spec.name.clone(),
             place: instance.place.clone(),
-        };
-        self.addresses.insert(port(address), holder)
+        }
     }
 }
 

@@ -13,7 +13,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -89,6 +89,11 @@ impl Discovery {
     /// The sources as they are now.
     pub(crate) const fn sources(&self) -> &Sources {
         &self.sources
+    }
+
+    /// Forgets sockets that are no daemon's, see [`Sources::forget`].
+    pub(crate) fn forget(&mut self, sockets: &BTreeSet<PathBuf>) {
+        self.sources.forget(sockets);
     }
 
     /// Takes other sources, of which the last scan is known.
@@ -192,6 +197,15 @@ impl Sources {
             }
         }
         scan
+    }
+
+    /// Forgets sockets that are no daemon's: they are not kept for a while when they vanish.
+    pub(crate) fn forget(&mut self, sockets: &BTreeSet<PathBuf>) {
+        for source in &mut self.0 {
+            if let Kind::Sockets(known) = &mut source.kind {
+                known.forget(sockets);
+            }
+        }
     }
 }
 

@@ -42,6 +42,10 @@ impl Sockets {
         }
     }
 
+    pub(super) fn forget(&mut self, sockets: &BTreeSet<PathBuf>) {
+        self.seen.retain(|path, _| !sockets.contains(path));
+    }
+
     pub(super) fn scan(&mut self, now: Instant, complaints: &mut BTreeSet<String>) -> Vec<Found> {
         for found in matches(&self.pattern) {
             let path = match found {

@@ -3,9 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::PathBuf,
 };
 
 use openvpn_fleet::{InstanceName, InstanceSource};
+use openvpn_session::Address;
 
 use super::runtime::Runtime;
 use crate::{
@@ -116,6 +118,40 @@ pub(crate) fn compose(
     composition
 }
 
+/// Leaves out of `scan` what is no daemon but a virtual socket: one that is open, was open before a crash, or will be.
+/// What `present` has as a daemon stays one. Gives the paths that were left out.
+pub(super) fn leave_out_virtual_sockets(
+    scan: &mut Scan,
+    configured: &[InstanceConfig],
+    runtime: &Runtime,
+    present: &Composition,
+) -> BTreeSet<PathBuf> {
+    let mut left_out = BTreeSet::new();
+    if scan.found.is_empty() {
+        return left_out;
+    }
+    let mut defined = compose(configured, &Scan::default(), runtime, present, None);
+    for SetAside { name, .. } in &present.set_aside {
+        // It opens no sockets.
+        if defined.has_of_api(name) {
+            defined.instances.remove(name);
+        }
+    }
+    let mut sockets = Taken::default();
+    let others = present.instances.values().chain(&scan.found);
+    for instance in others.chain(defined.instances.values()) {
+        sockets.take_sockets(instance);
+    }
+    scan.found.retain(|instance| {
+        let is_virtual = sockets.has_address_of(instance) && !present.has_found(instance);
+        if is_virtual && let Address::Unix(path) = &instance.spec.session.address {
+            left_out.insert(path.clone());
+        }
+        !is_virtual
+    });
+    left_out
+}
+
 impl Composition {
     /// What others have that a definition wants, which is not in force for that.
     pub(super) fn clashes(&self, name: &InstanceName) -> &[Clash] {
@@ -132,6 +168,15 @@ impl Composition {
     fn has_of_api(&self, name: &InstanceName) -> bool {
         let instance = self.instances.get(name);
         instance.is_some_and(|instance| instance.spec.source == InstanceSource::Api)
+    }
+
+    /// Whether discovery found it before.
+    fn has_found(&self, found: &InstanceConfig) -> bool {
+        let instance = self.instances.get(&found.spec.name);
+        instance.is_some_and(|instance| {
+            instance.spec.source == InstanceSource::Discovery
+                && instance.spec.session.address == found.spec.session.address
+        })
     }
 
     fn add(&mut self, instance: &InstanceConfig) {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Done, Inventory, InventoryError, Order, Plan, REQUESTS_MAX, ReloadCause, Reloads, Request,
     View, Violation,
-    compose::{Composition, compose},
+    compose::{Composition, compose, leave_out_virtual_sockets},
     files,
     plan::harm_of,
     runtime::{Definition, Entry, Runtime},
@@ -319,12 +319,15 @@ impl Keeper {
         };
         let runtime = self.runtime.with_defaults(&config.defaults);
         let mut sources = Sources::new(config.discover.clone(), self.discovery.sources());
-        let (sources, scan) = blocking(move || {
+        let (mut sources, mut scan) = blocking(move || {
             let scan = sources.scan();
             (sources, scan)
         })
         .await;
-        let wanted = compose(&config.instances, &scan, &runtime, &self.present, None);
+        let (configured, present) = (&config.instances, &self.present);
+        let left_out = leave_out_virtual_sockets(&mut scan, configured, &runtime, present);
+        sources.forget(&left_out);
+        let wanted = compose(configured, &scan, &runtime, present, None);
         let mut plan = Plan::new(&self.present.instances, &wanted.instances, &self.fleet);
         plan.takes_restart = config.takes_restart(&self.started);
         plan.problems = problems(&config).await;
@@ -376,6 +379,10 @@ impl Keeper {
             (discovery, scan)
         })
         .await;
+        let (configured, present) = (&self.config.instances, &self.present);
+        let scan = &mut self.scan;
+        let left_out = leave_out_virtual_sockets(scan, configured, &self.runtime, present);
+        self.discovery.forget(&left_out);
         let wanted = self.compose(&self.runtime, None);
         self.apply(wanted).await;
     }

@@ -1,26 +1,40 @@
 //! Changes of the inventory, one after the other, without a server around them.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    os::unix::net::{UnixListener, UnixStream},
+    time::Duration,
+};
 
 use openvpn_fleet::{FleetConfig, GatewayName, InstanceUid, JournalConfig};
+use ovfleet_proto::v1::MuxSocket;
 use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::{config::Limits, listen::Admission, state::State};
 
-/// A keeper, and the directory of its configuration, for which `@` stands in every text.
+/// What a virtual socket may take to open.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// A keeper, what it keeps, and the directory of its configuration, for which `@` stands in every text.
 struct Lab {
     directory: TempDir,
+    state: State,
     keeper: Keeper,
 }
 
 impl Lab {
     async fn new(text: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self::on(directory, text).await
+        Self::on(tempfile::tempdir().unwrap(), text).await
     }
 
     async fn on(directory: TempDir, text: &str) -> Self {
+        write(&directory, text);
+        Self::begin(directory, State::open(None).unwrap()).await
+    }
+
+    async fn begin(directory: TempDir, state: State) -> Self {
         let fleet = Fleet::new(&FleetConfig {
             gateway: GatewayName::new("gw").unwrap(),
             journal: JournalConfig {
@@ -32,11 +46,23 @@ impl Lab {
             },
         });
         let mux = MuxSockets::new(fleet.clone(), Admission::new(&Limits::default()));
-        let registry = Registry::new(State::open(None).unwrap());
-        write(&directory, text);
         let config = Config::load(&directory.path().join("main.toml")).unwrap();
+        let registry = Registry::new(state.clone());
         let (keeper, _) = Keeper::begin(fleet, mux, config, registry).await.unwrap();
-        Self { directory, keeper }
+        Self {
+            directory,
+            state,
+            keeper,
+        }
+    }
+
+    /// Another keeper in its place, which finds these virtual sockets as a crash leaves them.
+    async fn after_a_crash(self, sockets: &[&str]) -> Self {
+        self.keeper.mux.close().await;
+        for name in sockets {
+            drop(bind(&self.directory, name));
+        }
+        Self::begin(self.directory, self.state).await
     }
 
     fn definition(&self, name: &str, address: &str) -> InstanceDefinition {
@@ -44,6 +70,17 @@ impl Lab {
             name: name.to_owned(),
             address: filled(&self.directory, address),
             ..InstanceDefinition::default()
+        }
+    }
+
+    fn with_mux(&self, name: &str, socket: &str) -> InstanceDefinition {
+        let socket = MuxSocket {
+            address: filled(&self.directory, &format!("unix:@/{socket}")),
+            ..MuxSocket::default()
+        };
+        InstanceDefinition {
+            mux: vec![socket],
+            ..self.definition(name, "unix:@/elsewhere")
         }
     }
 
@@ -99,6 +136,17 @@ impl Lab {
             (instance.name().to_string(), address.replace(&shown, "@/"))
         };
         instances.map(of).collect()
+    }
+
+    /// Waits until a virtual socket takes connections.
+    async fn wait_open(&self, name: &str) {
+        let path = self.directory.path().join(name);
+        let open = async {
+            while UnixStream::connect(&path).is_err() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(OPEN_WITHIN, open).await.expect(name);
     }
 
     fn etag(&self, name: &str) -> String {
@@ -214,4 +262,68 @@ fn expect_mismatch(done: Result<Done, InventoryError>, of: &str) {
         matches!(done, Err(InventoryError::EtagMismatch { .. })),
         "{of}: {done:?}"
     );
+}
+
+/// Discovery with virtual sockets that its own pattern matches.
+const FOUND_WITH_MUX: &str = "[[discover]]\nglob = \"@/*.sock\"\nmux = \"unix:@/{stem}-mux.sock\"";
+
+/// A virtual socket that is taken for a daemon gets a session and a virtual socket, which is found next; and the
+/// instance of the API whose socket it is would be set aside.
+#[tokio::test]
+async fn virtual_sockets_are_not_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let _daemon = bind(&directory, "eu1.sock");
+    let mut lab = Lab::on(directory, FOUND_WITH_MUX).await;
+    let eu1 = ("eu1", "@/eu1.sock");
+    assert_eq!(lab.instances(), pairs(&[eu1]));
+    lab.wait_open("eu1-mux.sock").await;
+    lab.keeper.look().await;
+    assert_eq!(lab.instances(), pairs(&[eu1]));
+
+    lab.create(lab.with_mux("a", "api.sock")).await.unwrap();
+    lab.wait_open("api.sock").await;
+    lab.keeper.look().await;
+    let both = [("a", "@/elsewhere"), eu1];
+    assert_eq!(lab.instances(), pairs(&both));
+    let mut lab = lab.after_a_crash(&["eu1-mux.sock", "api.sock"]).await;
+    assert_eq!(lab.instances(), pairs(&both));
+    lab.wait_open("api.sock").await;
+
+    // Nothing is left of them as of a daemon that restarts.
+    lab.delete("a", "").await.unwrap();
+    lab.keeper.look().await;
+    assert_eq!(lab.instances(), pairs(&[eu1]));
+    lab.reload("[[discover]]\nglob = \"@/*.sock\"").await;
+    lab.keeper.look().await;
+    assert_eq!(lab.instances(), pairs(&[eu1]));
+}
+
+/// A virtual socket that is written down with the address of a daemon cannot be opened; it must not cost that daemon
+/// its session.
+#[tokio::test]
+async fn a_daemon_that_was_found_stays_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let _daemons = (bind(&directory, "eu1.sock"), bind(&directory, "eu2.sock"));
+    let with_mux =
+        |mux: &str| format!("[[discover]]\nglob = \"@/*.sock\"\nmux = \"unix:@/{mux}.sock\"");
+    let mut lab = Lab::on(directory, &with_mux("{stem}")).await;
+    let both = [("eu1", "@/eu1.sock"), ("eu2", "@/eu2.sock")];
+    assert_eq!(lab.instances(), pairs(&both));
+    let refused = lab.create(lab.with_mux("a", "eu1.sock")).await.unwrap_err();
+    assert!(
+        matches!(
+            &refused,
+            InventoryError::Taken {
+                clash: Clash::Mux(..)
+            }
+        ),
+        "{refused}"
+    );
+    lab.reload(&with_mux("eu1")).await;
+    lab.keeper.look().await;
+    assert_eq!(lab.instances(), pairs(&both));
+}
+
+fn bind(directory: &TempDir, name: &str) -> UnixListener {
+    UnixListener::bind(directory.path().join(name)).unwrap()
 }
