@@ -11,10 +11,17 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use openvpn_simulator::Daemon;
-use ovfleet_proto::v1::{ClientFilter, GapCause, stream_events_request::Start};
+use ovfleet_proto::v1::{
+    ClientFilter, CreateInstanceRequest, DisconnectPolicy, GapCause, InstanceDefinition,
+    PauseInstanceRequest, stream_events_request::Start,
+};
 use ovfleet_tests::{
     Api, Client, Gateway, GatewayConfig, InstanceConfig, Management, Process, Server, Signal,
-    api::by_name, events::Item, poll_until, random::allowed, run_cli,
+    api::{by_name, timed},
+    events::Item,
+    poll_until,
+    random::allowed,
+    run_cli,
 };
 
 /// What comes without delay; this covers a busy machine.
@@ -188,6 +195,60 @@ fn add_instance(config: &Path, directory: &Path, name: &str) -> Result<()> {
         socket.display()
     );
     Ok(fs::write(config, text + &instance)?)
+}
+
+/// Whoever misses a daemon must find it in the log of the standby, whoever defined it: nothing else tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_names_those_that_end() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let shown = directory.path().display();
+    fs::write(
+        directory.path().join("targets.json"),
+        r#"[{"targets": ["tcp:127.0.0.1:9"]}]"#,
+    )?;
+    let source: toml::Table = toml::from_str(&format!(
+        "file = \"{shown}/targets.json\"\nname = \"found\"\ndisconnect = \"destructive\""
+    ))?;
+    let mut gateway = GatewayConfig::new()
+        .set("state_dir", format!("{shown}/state"))
+        .set("discover", vec![toml::Value::from(source)])
+        .instance(InstanceConfig::new("sturdy", "tcp:127.0.0.1:10"))
+        .start()
+        .await?;
+    let mut api = Api::connect(&gateway).await?;
+    for (name, address) in [("idle", "tcp:127.0.0.1:11"), ("made", "tcp:127.0.0.1:12")] {
+        let instance = InstanceDefinition {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            disconnect: DisconnectPolicy::Destructive.into(),
+            ..InstanceDefinition::default()
+        };
+        let create = CreateInstanceRequest {
+            instance: Some(instance),
+            ..CreateInstanceRequest::default()
+        };
+        api.inventory.create_instance(timed(create)).await?;
+    }
+    // It has no session that could end.
+    let pause = PauseInstanceRequest {
+        name: "idle".to_owned(),
+        force: true,
+        ..PauseInstanceRequest::default()
+    };
+    api.inventory.pause_instance(timed(pause)).await?;
+
+    let standby = standby_of(&gateway, "standby.log").await?;
+    wait_said(&standby, "ovfleet.toml:").await?;
+    gateway.kill();
+    gateway.follow(standby).await?;
+    poll_until("all of them", SOON, async || {
+        Ok(gateway
+            .log()
+            .contains("instances=\"found made\"")
+            .then_some(()))
+    })
+    .await
+    .with_context(|| gateway.log())
 }
 
 /// A standby that would not come up shall say so when it is started, not when it is needed; and it leaves when told.

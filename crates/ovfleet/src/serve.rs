@@ -169,7 +169,11 @@ async fn start(
         (config, None)
     };
     let started = Gateway::start_with(config, Inheritance { lock, sockets }).await;
-    Ok(started.context("cannot start the gateway")?)
+    let gateway = started.context("cannot start the gateway")?;
+    if args.standby {
+        standby::name_those_that_ended(&gateway);
+    }
+    Ok(gateway)
 }
 
 /// Gives daemons that dialled in, and would end with us, the time to be ended in order: until they are gone, a second

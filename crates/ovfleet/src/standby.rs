@@ -28,10 +28,6 @@ pub(crate) async fn wait(
         config = reread(config, sockets, args);
         if config.state_dir.as_deref() == Some(lock.directory()) {
             info!(state_dir = %directory.display(), "taking over");
-            name_those_that_ended(
-                &config,
-                "these daemons may have ended with the gateway before",
-            );
             return Ok((config, lock));
         }
         warn!("the configuration names another state_dir now");
@@ -49,10 +45,7 @@ async fn wait_for(directory: &Path, config: &Config) -> Result<StateLock> {
     service_manager::status(&format!(
         "standby: waiting for process {holder} to leave {shown}"
     ));
-    name_those_that_ended(
-        config,
-        "these daemons end or restart with the gateway before: nobody can take them over",
-    );
+    name_those_that_end(config);
     let (sender, taken) = oneshot::channel();
     let directory = directory.to_owned();
     thread::Builder::new()
@@ -88,10 +81,36 @@ fn reread(checked: Config, sockets: &InheritedSockets, args: &ServeArgs) -> Conf
     now
 }
 
-fn name_those_that_ended(config: &Config, what: &str) {
-    let names = Dependants::configured(config);
-    if !names.is_empty() {
-        let instances: Vec<_> = names.iter().map(ToString::to_string).collect();
-        warn!(instances = instances.join(" "), "{what}");
+/// Those that are known without the state, which belongs to the holder of its directory, and without discovery.
+fn name_those_that_end(config: &Config) {
+    let instances = Dependants::configured(config);
+    if !instances.is_empty() {
+        warn!(
+            instances = words(&instances),
+            "these daemons end or restart with the gateway before: nobody can take them over"
+        );
     }
+    let sources = Dependants::sources(config);
+    if !sources.is_empty() {
+        warn!(
+            sources = words(&sources),
+            "the daemons that these sources find end or restart with the gateway before: nobody can take them over"
+        );
+    }
+}
+
+/// Names every daemon that nobody could take over, once `gateway` knows all of them.
+pub(crate) fn name_those_that_ended(gateway: &Gateway) {
+    let instances = gateway.dependants().fragile();
+    if !instances.is_empty() {
+        warn!(
+            instances = words(&instances),
+            "these daemons may have ended with the gateway before"
+        );
+    }
+}
+
+fn words(items: &[impl Display]) -> String {
+    let words: Vec<_> = items.iter().map(ToString::to_string).collect();
+    words.join(" ")
 }

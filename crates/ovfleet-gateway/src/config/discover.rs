@@ -81,6 +81,12 @@ impl DiscoverConfig {
         config.try_out(mistakes).then_some(config)
     }
 
+    /// Whether the end of their session harms the daemons it finds: `disconnect` says so.
+    #[must_use]
+    pub fn is_destructive(&self) -> bool {
+        self.blueprint.is_destructive()
+    }
+
     /// The instance at `address`, which this source found at `place` with these labels.
     ///
     /// # Errors

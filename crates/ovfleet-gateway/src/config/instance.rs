@@ -294,6 +294,11 @@ impl Blueprint {
         }
     }
 
+    /// Whether what is written here makes its instances such that the end of a session harms their daemons.
+    pub(super) fn is_destructive(&self) -> bool {
+        self.settings.disconnect == Some(DisconnectPolicy::Destructive)
+    }
+
     /// The instance that `seed` and this blueprint make; `None` after mistakes, all of which are told.
     pub(super) fn build(&self, seed: Seed, mistakes: &Mistakes) -> Option<InstanceConfig> {
         let Seed {
