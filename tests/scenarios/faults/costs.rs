@@ -182,7 +182,7 @@ fn kib(file: &str, field: &str) -> Result<u64> {
 /// The good daemons' answers with all the evil ones beside them and without, in turns: the evil
 /// ones cost them no more than a twentieth, or twice of what the middle half of the runs with them differs by.
 ///
-/// Half a minute each: from the moment at which all begin, with clients that connect to them all the time.
+/// From the moment at which all begin, with clients that connect to them all the time.
 ///
 /// The gateway has a core for itself, and thereby one thread for all sessions and calls. All else shares
 /// another, where the evil daemons, whose own work is not what is measured, have what the others leave.
